@@ -1,0 +1,78 @@
+"""# Close idle sessions
+
+Ends every session that has been idle for longer than the session timeout, at its last activity.
+
+**Reads** `analytics_session`, `analytics_event`. **Writes** `analytics_session`: `ended_at`, `duration_seconds`,
+`updated_at`.
+
+**Which sessions**: open ones whose last activity is older than `idle_minutes`, and ones that came back after they were
+closed and have been idle since. A session with activity within `idle_minutes` is never closed.
+
+**Re-run**: any time. **On failure**: batches that were committed stay; the next run, ten minutes later, does the rest.
+"""
+
+import pendulum
+from airflow.sdk import Param, dag
+
+from web_analytics.job import JOB, check_database
+from web_analytics.postgres import PostgresOperator
+from web_analytics.settings import settings
+
+PARAMETERS = {"idle_minutes": "{{ params.idle_minutes }}", "batch_size": settings.batch_size}
+CLOSED = "[Analytics Cleanup] ✅ Closed session {session_id} (duration: {duration_seconds}s)"
+
+
+@dag(
+    **JOB,
+    doc_md=__doc__,
+    schedule=settings.cleanup_schedule,
+    start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
+    params={
+        "idle_minutes": Param(
+            settings.session_timeout_minutes,
+            type="integer",
+            minimum=1,
+            maximum=1440,
+            title="Session timeout",
+            description="Minutes without activity after which a session is closed",
+        ),
+    },
+)
+def cleanup_analytics_sessions():
+    close_idle_sessions = PostgresOperator(
+        task_id="close_idle_sessions",
+        sql="cleanup_analytics_sessions/close_idle_sessions.sql",
+        parameters=PARAMETERS,
+        repeat=True,
+        pause=settings.batch_pause_seconds,
+        messages={
+            "batch": "[Analytics Cleanup] Found {count} stale session(s) to close",
+            "row": CLOSED,
+            "end": "[Analytics Cleanup] ✅ Closed {total:,} stale session(s)",
+            "none": "[Analytics Cleanup] No stale sessions",
+        },
+    )
+    end_returned_sessions = PostgresOperator(
+        task_id="end_returned_sessions",
+        sql="cleanup_analytics_sessions/end_returned_sessions.sql",
+        parameters=PARAMETERS,
+        repeat=True,
+        pause=settings.batch_pause_seconds,
+        messages={
+            "batch": "[Analytics Cleanup] Found {count} closed session(s) that had come back",
+            "row": CLOSED,
+            "end": "[Analytics Cleanup] ✅ Ended {total:,} session(s) again that had come back",
+        },
+    )
+    count_active_visitors = PostgresOperator(
+        task_id="count_active_visitors",
+        sql="cleanup_analytics_sessions/count_active_visitors.sql",
+        parameters=PARAMETERS,
+        messages={"row": "[Analytics Cleanup] {active_visitors:,} visitor(s) active now"},
+        returns="row",
+    )
+
+    check_database() >> close_idle_sessions >> end_returned_sessions >> count_active_visitors
+
+
+cleanup_analytics_sessions()

@@ -1,0 +1,73 @@
+"""Tells somebody when a DAG run has failed: one message per run, by mail and Slack, where they are set up."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from airflow.sdk import BaseHook, conf
+from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+from web_analytics.settings import settings
+
+log = logging.getLogger(__name__)
+
+SMTP_CONNECTION_ID = "smtp_default"
+SLACK_CONNECTION_ID = "slack_default"
+
+
+def notify_failure(context: Any) -> None:
+    """Send one message about a failed DAG run to every channel whose connection is there.
+
+    A DAG-level callback, because a task-level one is not called for a task whose process was killed, and is called
+    for every mapped batch.
+
+    :param context: what Airflow gives to ``on_failure_callback`` of a DAG.
+    """
+    subject, text = describe(context)
+    _send(SMTP_CONNECTION_ID, _mail, subject, text, enabled=bool(settings.alert_email))
+    _send(SLACK_CONNECTION_ID, _slack, subject, text)
+
+
+def describe(context: Any) -> tuple[str, str]:
+    """Return the subject and the text of the message about a failed run."""
+    dag_id, run_id = context["dag"].dag_id, context["run_id"]
+    states = RuntimeTaskInstance.get_task_states(dag_id=dag_id, run_ids=[run_id]).get(run_id, {})
+    failed = sorted(task for task, state in states.items() if state == "failed")
+    url = f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/dags/{dag_id}/runs/{quote(run_id)}"
+    what = ", ".join(failed[:5]) + (f" and {len(failed) - 5} more" if len(failed) > 5 else "")
+    return (
+        f"[Analytics] {dag_id} failed",
+        f"The job {dag_id} failed (run {run_id}): "
+        f"{'failed task(s): ' + what if failed else context.get('reason', 'no reason given')}.\n"
+        "What its finished tasks did stays done; nothing was done by halves. "
+        "Read the failed task's log, mend the cause, then clear the failed tasks to go on from there.\n"
+        f"{url}",
+    )
+
+
+def _send(connection_id: str, send: Callable[..., None], subject: str, text: str, enabled: bool = True) -> None:
+    try:
+        if enabled:
+            BaseHook.get_connection(connection_id)
+            send(subject, text)
+            log.info("Alert sent through connection %s", connection_id)
+    except AirflowNotFoundException:
+        log.info("No alert through %s: the connection is not defined", connection_id)
+    except Exception:
+        # One channel that is down must not keep the other one from being told.
+        log.exception("The alert through connection %s could not be sent", connection_id)
+
+
+def _mail(subject: str, text: str) -> None:
+    from airflow.providers.smtp.hooks.smtp import SmtpHook
+
+    with SmtpHook(smtp_conn_id=SMTP_CONNECTION_ID) as smtp:
+        smtp.send_email_smtp(to=settings.alert_email, subject=subject, html_content=text.replace("\n", "<br>"))
+
+
+def _slack(subject: str, text: str) -> None:
+    from airflow.providers.slack.hooks.slack_webhook import SlackWebhookHook
+
+    SlackWebhookHook(slack_webhook_conn_id=SLACK_CONNECTION_ID).send(text=f"*{subject}*\n{text}")

@@ -1,0 +1,29 @@
+"""What every job's DAG has in common."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from web_analytics.alerts import notify_failure
+from web_analytics.postgres import RETRIES, PostgresOperator
+
+JOB: dict[str, Any] = {
+    # From this file, so that SQL and code are of one version wherever the bundle is checked out.
+    "template_searchpath": [str(Path(__file__).resolve().parents[2] / "include" / "sql")],
+    "catchup": False,
+    # A second run at the same moment would be harmless, and would only wait for the first one's locks.
+    "max_active_runs": 1,
+    "dagrun_timeout": timedelta(hours=24),
+    "default_args": {"owner": "analytics", **RETRIES},
+    "on_failure_callback": notify_failure,
+    "tags": ["analytics"],
+}
+
+
+def check_database() -> PostgresOperator:
+    """Return the first task of every job: it fails with one sentence for each thing that the database lacks."""
+    return PostgresOperator(
+        task_id="check_database",
+        sql="check_database.sql",
+        messages={"error": "{problem}", "none": "The database has every table, column, privilege and index needed"},
+    )

@@ -1,0 +1,66 @@
+"""Installs what the jobs need in the database: ``python dags/web_analytics/schema.py postgresql://owner@host/database``.
+
+Runs every file of ``include/sql/schema/`` in order. All of it can be repeated, and none of it blocks a live
+application: indexes are built concurrently.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import psycopg
+import sqlparse
+from psycopg import sql
+
+FOLDER = Path(__file__).resolve().parents[2] / "include" / "sql" / "schema"
+
+
+def install(dsn: str, search_path: str) -> None:
+    """Create our tables in the first schema of `search_path`, the indexes and the grants.
+
+    :param dsn: libpq connection string or URI of a role that owns the application's tables.
+    :param search_path: comma-separated schemas: ours first, then the application's.
+    :raises psycopg.Error: a statement failed; what was done before it stays and is skipped next time.
+    """
+    schemas = [name.strip() for name in search_path.split(",")]
+    # Autocommit: CREATE INDEX CONCURRENTLY cannot run in a transaction.
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schemas[0])))
+        connection.execute("SELECT set_config('search_path', %s, false)", [search_path])
+        for table in ("analytics_event", "analytics_session"):
+            if connection.execute("SELECT to_regclass(%s)", [table]).fetchone() == (None,):
+                raise psycopg.errors.UndefinedTable(
+                    f"table {table} is not in {search_path}: create it with the application first, "
+                    "or name its schema with --search-path"
+                )
+        # An index whose concurrent build failed stays behind invalid, and IF NOT EXISTS would keep it for ever.
+        for (index,) in connection.execute(
+            "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class ON oid = indexrelid"
+            " WHERE NOT indisvalid AND relname = ANY(%s)",
+            [re.findall(r"CONCURRENTLY IF NOT EXISTS (\w+)", (FOLDER / "20_indexes.sql").read_text())],
+        ).fetchall():
+            print(f"dropping the invalid index {index}")
+            connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.SQL(index)))
+        for file in sorted(FOLDER.glob("*.sql")):
+            print(f"{file.name}")
+            for statement in sqlparse.split(file.read_text()):
+                connection.execute(sql.SQL(statement))
+
+
+def main() -> int:
+    """Run the installer from the command line; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("dsn", help="connection string of the analytics database, as the owner of its tables")
+    parser.add_argument("--search-path", default="analytics,public", help="ours first, then the application's schema")
+    arguments = parser.parse_args()
+    try:
+        install(arguments.dsn, arguments.search_path)
+    except psycopg.Error as error:
+        print(f"The schema was not installed: {str(error).strip()}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The bundle's settings: one validated place, read from ``ANALYTICS_*`` environment variables.
+
+What may differ from run to run is a DAG Param, whose default comes from here.
+"""
+
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+from croniter import croniter
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _cron(value: str) -> str:
+    if not croniter.is_valid(value):
+        raise ValueError("is not a cron expression of five fields, such as '0 1 * * *'")
+    return value
+
+
+def _time_zone(value: str) -> str:
+    try:
+        return ZoneInfo(value).key
+    except (OSError, ValueError):
+        raise ValueError("is not an IANA time zone, such as 'UTC' or 'Europe/Berlin'") from None
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+TimeZone = Annotated[str, AfterValidator(_time_zone)]
+
+
+class Settings(BaseSettings):
+    """Settings of the bundle; the environment variable is the name in capitals with the prefix ``ANALYTICS_``."""
+
+    model_config = SettingsConfigDict(env_prefix="ANALYTICS_", env_ignore_empty=True)
+
+    timezone: TimeZone = "UTC"
+    """Time zone of the calendar day that is aggregated and of the retention cutoff (IANA name)."""
+    aggregate_schedule: Cron = "0 1 * * *"
+    """When `aggregate_daily_analytics` runs (cron, UTC)."""
+    cleanup_schedule: Cron = "*/10 * * * *"
+    """When `cleanup_analytics_sessions` runs (cron, UTC)."""
+    archive_schedule: Cron = "0 2 * * 0"
+    """When `archive_old_analytics` runs (cron, UTC)."""
+    session_timeout_minutes: int = Field(30, ge=1, le=1440)
+    """Minutes without activity after which a session is closed. 30 is the usual session timeout of web analytics."""
+    retention_days: int = Field(90, ge=1, le=36500)
+    """Whole days for which raw events and sessions are kept."""
+    batch_size: int = Field(1000, ge=1, le=100_000)
+    """Rows that one transaction closes or deletes at most."""
+    batch_pause_seconds: float = Field(0, ge=0, le=3600)
+    """Seconds for which a task rests after each batch, still holding its slot of the pool."""
+    alert_email: str | None = None
+    """Address that is mailed when a run fails; no mail is sent without it."""
+
+
+def load() -> Settings:
+    """Return the settings; raise ValueError with one sentence per bad value, naming its variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = [
+            f"ANALYTICS_{str(problem['loc'][0]).upper()} is {problem['input']!r}: "
+            f"{problem['msg'].removeprefix('Value error, ')}."
+            for problem in error.errors()
+        ]
+        raise ValueError(" ".join(problems)) from None
+
+
+settings = load()

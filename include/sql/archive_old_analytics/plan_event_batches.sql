@@ -1,0 +1,77 @@
+-- Cuts the expired events into batches of batch_size rows, one mapped task each.
+-- Params: cutoff (timestamptz), expired (bigint, rows counted), batch_size (int), timezone (IANA name),
+--   dry_run (boolean).
+-- Result: one row per mapped task, the parameters of delete_event_batch.sql and their label; none on a dry run.
+-- Airflow maps at most 1024 tasks: beyond 1000 batches, each task gets several consecutive ones.
+-- Cuts are existing rows, found by jumping through the index on (timestamp, id); ranges are (lo, hi], the last
+-- one open up to the cutoff, so they cover every expired row exactly once.
+WITH RECURSIVE task AS (
+    SELECT
+        CEIL(%(expired)s::numeric / %(batch_size)s::int)::bigint AS total,
+        GREATEST(1, CEIL(%(expired)s::numeric / %(batch_size)s::int / 1000))::bigint AS batches
+),
+
+cut AS (
+    SELECT
+        0 AS task_index,
+        '-infinity'::timestamptz AS timestamp,
+        '' AS id
+    UNION ALL
+    SELECT
+        cut.task_index + 1,
+        next_cut.timestamp,
+        next_cut.id
+    FROM cut
+    CROSS JOIN LATERAL (
+        SELECT event.timestamp, event.id
+        FROM analytics_event AS event
+        WHERE
+            (event.timestamp, event.id) > (cut.timestamp, cut.id)
+            AND event.timestamp < %(cutoff)s::timestamptz
+        ORDER BY event.timestamp, event.id
+        OFFSET (SELECT task.batches * %(batch_size)s::int - 1 FROM task) LIMIT 1
+    ) AS next_cut
+),
+
+planned AS (
+    SELECT
+        cut.task_index,
+        cut.timestamp AS lo_timestamp,
+        cut.id AS lo_id,
+        COALESCE(LEAD(cut.timestamp) OVER (ORDER BY cut.task_index), %(cutoff)s::timestamptz) AS hi_timestamp,
+        COALESCE(LEAD(cut.id) OVER (ORDER BY cut.task_index), '') AS hi_id
+    FROM cut
+)
+
+SELECT
+    planned.lo_timestamp::text AS lo_timestamp,
+    planned.lo_id,
+    planned.hi_timestamp::text AS hi_timestamp,
+    planned.hi_id,
+    %(cutoff)s::timestamptz::text AS cutoff,
+    %(timezone)s AS timezone,
+    %(batch_size)s::int AS batch_size,
+    task.batches,
+    planned.task_index * task.batches * %(batch_size)s::int AS done,
+    %(expired)s::bigint AS expired,
+    FORMAT(
+        'batch %%s of %%s, to %%s',
+        CONCAT_WS(
+            '-',
+            planned.task_index * task.batches + 1,
+            CASE WHEN task.batches > 1 THEN LEAST((planned.task_index + 1) * task.batches, task.total) END
+        ),
+        task.total,
+        TO_CHAR(planned.hi_timestamp, 'YYYY-MM-DD HH24:MI')
+    ) AS label
+FROM planned
+CROSS JOIN task
+WHERE
+    NOT %(dry_run)s::boolean
+    AND EXISTS (
+        SELECT FROM analytics_event AS event
+        WHERE
+            (event.timestamp, event.id) > (planned.lo_timestamp, planned.lo_id)
+            AND event.timestamp < %(cutoff)s::timestamptz
+    )
+ORDER BY planned.task_index;

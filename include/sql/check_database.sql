@@ -1,0 +1,157 @@
+-- Compares the live database with what the jobs need: tables, columns and their types, privileges, indexes.
+-- Tables are looked for the way the jobs' own statements find them, along search_path.
+-- Result: no row when all is well, else one row per problem: problem (text), one sentence with what to do.
+WITH needed_column (table_name, column_name, type_name, privileges) AS (
+    VALUES
+    ('analytics_event', 'id', 'text', 'SELECT'),
+    ('analytics_event', 'website_id', 'text', 'SELECT'),
+    ('analytics_event', 'event_type', 'text', 'SELECT'),
+    ('analytics_event', 'pathname', 'text', 'SELECT'),
+    ('analytics_event', 'referrer_source', 'text', 'SELECT'),
+    ('analytics_event', 'visitor_id', 'text', 'SELECT'),
+    ('analytics_event', 'session_id', 'text', 'SELECT'),
+    ('analytics_event', 'timestamp', 'timestamp with time zone', 'SELECT'),
+    ('analytics_event', 'deleted_at', 'timestamp with time zone', 'SELECT'),
+    ('analytics_session', 'id', 'text', 'SELECT'),
+    ('analytics_session', 'session_id', 'text', 'SELECT'),
+    ('analytics_session', 'duration_seconds', 'integer', 'SELECT,UPDATE'),
+    ('analytics_session', 'started_at', 'timestamp with time zone', 'SELECT'),
+    ('analytics_session', 'ended_at', 'timestamp with time zone', 'SELECT,UPDATE'),
+    ('analytics_session', 'last_activity_at', 'timestamp with time zone', 'SELECT'),
+    ('analytics_session', 'updated_at', 'timestamp with time zone', 'UPDATE'),
+    ('analytics_session', 'deleted_at', 'timestamp with time zone', 'SELECT'),
+    ('analytics_daily_stats', 'website_id', 'text', 'SELECT,INSERT'),
+    ('analytics_daily_stats', 'date', 'date', 'SELECT,INSERT'),
+    ('analytics_daily_stats', 'total_pageviews', 'bigint', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'total_custom_events', 'bigint', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'unique_visitors', 'bigint', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'unique_sessions', 'bigint', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'top_pages', 'jsonb', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'top_referrers', 'jsonb', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'total_events', 'bigint', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'aggregated_at', 'timestamp with time zone', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'raw_purged_at', 'timestamp with time zone', 'SELECT,UPDATE')
+),
+
+needed_index (table_name, index_columns, predicate) AS (
+    VALUES
+    ('analytics_event', ARRAY['"timestamp"', 'id'], NULL),
+    ('analytics_session', ARRAY['started_at', 'id'], NULL),
+    ('analytics_session', ARRAY['started_at'], '((ended_at IS NULL) AND (deleted_at IS NULL))')
+),
+
+found_table AS (
+    SELECT
+        names.table_name,
+        TO_REGCLASS(names.table_name) AS table_oid
+    FROM (SELECT DISTINCT needed_column.table_name FROM needed_column) AS names
+),
+
+found_column AS (
+    SELECT
+        needed_column.*,
+        found_table.table_oid,
+        attribute.attnum,
+        FORMAT_TYPE(attribute.atttypid, attribute.atttypmod) AS found_type
+    FROM needed_column
+    INNER JOIN found_table ON needed_column.table_name = found_table.table_name
+    LEFT JOIN pg_catalog.pg_attribute AS attribute
+        ON
+            found_table.table_oid = attribute.attrelid
+            AND needed_column.column_name = attribute.attname
+            AND NOT attribute.attisdropped
+    WHERE found_table.table_oid IS NOT NULL
+)
+
+SELECT
+    FORMAT(
+        'Table %s is missing from search_path "%s": %s.',
+        found_table.table_name,
+        CURRENT_SETTING('search_path'),
+        CASE
+            WHEN found_table.table_name = 'analytics_daily_stats'
+                THEN 'run "make schema" and put its schema (analytics) into the connection''s search_path'
+            ELSE 'the application creates it; put its schema into the connection''s search_path'
+        END
+    ) AS problem
+FROM found_table
+WHERE found_table.table_oid IS NULL
+
+UNION ALL
+
+SELECT
+    FORMAT(
+        'Table %s is not the one the jobs know (missing column(s): %s): %s.',
+        found_column.table_oid,
+        STRING_AGG(found_column.column_name, ', ' ORDER BY found_column.column_name),
+        CASE
+            WHEN found_column.table_name = 'analytics_daily_stats'
+                THEN 'run "make schema" and put its schema (analytics) first in the connection''s search_path'
+            ELSE 'check the connection''s search_path and the application''s version'
+        END
+    )
+FROM found_column
+WHERE found_column.attnum IS NULL
+GROUP BY found_column.table_name, found_column.table_oid
+
+UNION ALL
+
+SELECT
+    FORMAT(
+        'Column %s of table %s has type %s instead of %s: check the application''s version.',
+        found_column.column_name, found_column.table_oid, found_column.found_type, found_column.type_name
+    )
+FROM found_column
+WHERE found_column.found_type <> found_column.type_name
+
+UNION ALL
+
+SELECT
+    FORMAT(
+        'Role %s lacks %s on table %s: run "make schema" and make the role a member of analytics_jobs.',
+        CURRENT_USER,
+        lacking.privilege,
+        lacking.table_oid
+    )
+FROM (
+    SELECT DISTINCT
+        found_column.table_oid,
+        privilege.privilege
+    FROM found_column
+    CROSS JOIN LATERAL UNNEST(STRING_TO_ARRAY(found_column.privileges, ',')) AS privilege (privilege)
+    WHERE NOT HAS_COLUMN_PRIVILEGE(found_column.table_oid, found_column.attnum, privilege.privilege)
+    UNION
+    SELECT
+        found_table.table_oid,
+        'DELETE'
+    FROM found_table
+    WHERE
+        found_table.table_name <> 'analytics_daily_stats'
+        AND NOT HAS_TABLE_PRIVILEGE(found_table.table_oid, 'DELETE')
+) AS lacking
+
+UNION ALL
+
+SELECT
+    FORMAT(
+        'Table %s has no valid index on (%s)%s: run "make schema".',
+        found_table.table_oid,
+        ARRAY_TO_STRING(needed_index.index_columns, ', '),
+        COALESCE(' where ' || needed_index.predicate, '')
+    )
+FROM needed_index
+INNER JOIN found_table ON needed_index.table_name = found_table.table_name
+WHERE
+    found_table.table_oid IS NOT NULL
+    AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_index AS index
+        WHERE
+            index.indrelid = found_table.table_oid
+            AND index.indisvalid
+            AND PG_GET_EXPR(index.indpred, index.indrelid) IS NOT DISTINCT FROM needed_index.predicate
+            AND (
+                SELECT ARRAY_AGG(PG_GET_INDEXDEF(index.indexrelid, key_position, true) ORDER BY key_position)
+                FROM GENERATE_SERIES(1, CARDINALITY(needed_index.index_columns)) AS key_position
+            ) = needed_index.index_columns
+    )
+ORDER BY problem;

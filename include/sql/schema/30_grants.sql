@@ -1,0 +1,23 @@
+-- The least-privileged role of the jobs. It cannot log in: make a login role a member of it.
+
+DO $$
+BEGIN
+    CREATE ROLE analytics_jobs NOLOGIN;
+EXCEPTION
+    WHEN duplicate_object THEN NULL;
+END
+$$;
+
+DO $$
+DECLARE
+    schema_name name;
+BEGIN
+    FOREACH schema_name IN ARRAY current_schemas(false) LOOP
+        EXECUTE format('GRANT USAGE ON SCHEMA %I TO analytics_jobs', schema_name);
+    END LOOP;
+END
+$$;
+
+GRANT SELECT, INSERT, UPDATE ON analytics_daily_stats TO analytics_jobs;
+GRANT SELECT, DELETE ON analytics_event TO analytics_jobs;
+GRANT SELECT, DELETE, UPDATE (ended_at, duration_seconds, updated_at) ON analytics_session TO analytics_jobs;
