@@ -21,7 +21,9 @@ from web_analytics.job import JOB, check_database
 from web_analytics.postgres import PostgresOperator
 from web_analytics.settings import settings
 
-DATE = {"type": ["null", "string"], "format": "date"}
+
+def date_param(title, description):
+    return Param(None, type=["null", "string"], format="date", title=title, description=description)
 
 
 @task
@@ -38,9 +40,9 @@ def plan_days(params=None, dag_run=None):
     schedule=settings.aggregate_schedule,
     start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
     params={
-        "stat_date": Param(None, **DATE, title="Day", description="The day to aggregate; empty: the day before"),
-        "from": Param(None, **DATE, title="From", description="First day of a range to aggregate"),
-        "to": Param(None, **DATE, title="To", description="Last day of a range to aggregate"),
+        "stat_date": date_param("Day", "The day to aggregate; empty: the day before"),
+        "from": date_param("From", "First day of a range to aggregate"),
+        "to": date_param("To", "Last day of a range to aggregate"),
     },
 )
 def aggregate_daily_analytics():
@@ -48,7 +50,7 @@ def aggregate_daily_analytics():
     aggregate_day = PostgresOperator.partial(
         task_id="aggregate_day",
         sql="aggregate_daily_analytics/aggregate_day.sql",
-        session_settings={"work_mem": "256MB", "statement_timeout": "30min"},
+        session_settings={"work_mem": "256MB"},
         map_index_template="{{ task.parameters['day'] }}",
         messages={
             "start": "[Analytics Job] Aggregating data for {day}",

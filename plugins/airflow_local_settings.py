@@ -4,15 +4,20 @@ LocalExecutor forks its task processes from the scheduler: what is loaded there 
 which is most of a short task's time. Airflow imports this file at start-up because plugins/ is on its path.
 """
 
+import importlib
 import sys
 
+MODULES = (
+    "airflow.dag_processing.bundles.local",
+    "airflow.providers.common.sql.operators.sql",
+    "airflow.providers.postgres.hooks.postgres",
+    "airflow.providers.standard.operators.python",
+    "airflow.sdk.definitions.decorators.task_group",
+    "croniter",
+    "jinja2.ext",
+    "pydantic_settings",
+)
+
 if "scheduler" in sys.argv:
-    import airflow.dag_processing.bundles.local
-    import airflow.providers.common.sql.operators.sql
-    import airflow.providers.postgres.hooks.postgres
-    import airflow.providers.smtp.hooks.smtp
-    import airflow.providers.standard.operators.python
-    import airflow.sdk.definitions.decorators.task_group
-    import croniter
-    import jinja2.ext
-    import pydantic_settings  # noqa: F401
+    for module in MODULES:
+        importlib.import_module(module)

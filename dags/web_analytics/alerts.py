@@ -37,14 +37,14 @@ def describe(context: Any) -> tuple[str, str]:
     failed = sorted(task for task, state in states.items() if state == "failed")
     url = f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/dags/{dag_id}/runs/{quote(run_id)}"
     what = ", ".join(failed[:5]) + (f" and {len(failed) - 5} more" if len(failed) > 5 else "")
-    return (
-        f"[Analytics] {dag_id} failed",
+    text = (
         f"The job {dag_id} failed (run {run_id}): "
         f"{'failed task(s): ' + what if failed else context.get('reason', 'no reason given')}.\n"
         "What its finished tasks did stays done; nothing was done by halves. "
         "Read the failed task's log, mend the cause, then clear the failed tasks to go on from there.\n"
-        f"{url}",
+        f"{url}"
     )
+    return f"[Analytics] {dag_id} failed", text
 
 
 def _send(connection_id: str, send: Callable[..., None], subject: str, text: str, enabled: bool = True) -> None:
@@ -64,7 +64,7 @@ def _mail(subject: str, text: str) -> None:
     from airflow.providers.smtp.hooks.smtp import SmtpHook
 
     with SmtpHook(smtp_conn_id=SMTP_CONNECTION_ID) as smtp:
-        smtp.send_email_smtp(to=settings.alert_email, subject=subject, html_content=text.replace("\n", "<br>"))
+        smtp.send_email_smtp(to=str(settings.alert_email), subject=subject, html_content=text.replace("\n", "<br>"))
 
 
 def _slack(subject: str, text: str) -> None:

@@ -20,7 +20,7 @@ CONNECTION_ID = "analytics_db"
 # The application is the host: a job gives up rather than keeping it waiting. UTC makes every text form of a
 # timestamp unambiguous. client_connection_check_interval ends the statement of a worker that was killed.
 SESSION_SETTINGS = {
-    "statement_timeout": "5min",
+    "statement_timeout": "30min",
     "lock_timeout": "5s",
     "idle_in_transaction_session_timeout": "1min",
     "client_connection_check_interval": "5s",
@@ -181,17 +181,17 @@ class PostgresOperator(SQLExecuteQueryOperator):
     def _run(self, parameters: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]]]:
         started = time.monotonic()
         try:
-            count, rows, report = self._hook.run(self.sql, parameters=parameters, handler=_read)  # type: ignore[misc]
+            result: Any = self._hook.run(self.sql, parameters=parameters, handler=_read)
         except AirflowNotFoundException:
             raise AirflowFailException(
-                f"Airflow has no connection {self.conn_id}: add it under Admin > Connections "
-                f"or as AIRFLOW_CONN_{self.conn_id.upper()}."
+                f"Airflow has no connection {self.conn_id}: add it under Admin > Connections."
             ) from None
         except psycopg.Error as error:
             reason = error.diag.message_primary or str(error).strip().replace("\n", " ")
             hint = next((text for kind, text in HINTS.items() if isinstance(error, kind)), "")
             self.log.error("%s failed: %s (%s). %s", self.task_id, reason, error.sqlstate or "no connection", hint)
             raise
+        count, rows, report = result
         self.log.info("PostgreSQL: %s in %.0f ms", report, (time.monotonic() - started) * 1000)
         return count, rows
 

@@ -41,13 +41,13 @@ class Settings(BaseSettings):
     """When `cleanup_analytics_sessions` runs (cron, UTC)."""
     archive_schedule: Cron = "0 2 * * 0"
     """When `archive_old_analytics` runs (cron, UTC)."""
-    session_timeout_minutes: int = Field(30, ge=1, le=1440)
+    session_timeout_minutes: int = Field(default=30, ge=1, le=1440)
     """Minutes without activity after which a session is closed. 30 is the usual session timeout of web analytics."""
-    retention_days: int = Field(90, ge=1, le=36500)
+    retention_days: int = Field(default=90, ge=1, le=36500)
     """Whole days for which raw events and sessions are kept."""
-    batch_size: int = Field(1000, ge=1, le=100_000)
+    batch_size: int = Field(default=1000, ge=1, le=100_000)
     """Rows that one transaction closes or deletes at most."""
-    batch_pause_seconds: float = Field(0, ge=0, le=3600)
+    batch_pause_seconds: float = Field(default=0, ge=0, le=3600)
     """Seconds for which a task rests after each batch, still holding its slot of the pool."""
     alert_email: str | None = None
     """Address that is mailed when a run fails; no mail is sent without it."""

@@ -42,24 +42,24 @@ needed_index (table_name, index_columns, predicate) AS (
 
 found_table AS (
     SELECT
-        names.table_name,
-        TO_REGCLASS(names.table_name) AS table_oid
-    FROM (SELECT DISTINCT needed_column.table_name FROM needed_column) AS names
+        needed_table.table_name,
+        TO_REGCLASS(needed_table.table_name) AS table_oid
+    FROM (SELECT DISTINCT needed_column.table_name FROM needed_column) AS needed_table
 ),
 
 found_column AS (
     SELECT
         needed_column.*,
         found_table.table_oid,
-        attribute.attnum,
-        FORMAT_TYPE(attribute.atttypid, attribute.atttypmod) AS found_type
+        found.attnum,
+        FORMAT_TYPE(found.atttypid, found.atttypmod) AS found_type
     FROM needed_column
     INNER JOIN found_table ON needed_column.table_name = found_table.table_name
-    LEFT JOIN pg_catalog.pg_attribute AS attribute
+    LEFT JOIN pg_catalog.pg_attribute AS found
         ON
-            found_table.table_oid = attribute.attrelid
-            AND needed_column.column_name = attribute.attname
-            AND NOT attribute.attisdropped
+            found_table.table_oid = found.attrelid
+            AND needed_column.column_name = found.attname
+            AND NOT found.attisdropped
     WHERE found_table.table_oid IS NOT NULL
 )
 
@@ -123,7 +123,7 @@ FROM (
     UNION
     SELECT
         found_table.table_oid,
-        'DELETE'
+        'DELETE' AS privilege
     FROM found_table
     WHERE
         found_table.table_name <> 'analytics_daily_stats'
@@ -144,13 +144,13 @@ INNER JOIN found_table ON needed_index.table_name = found_table.table_name
 WHERE
     found_table.table_oid IS NOT NULL
     AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_index AS index
+        SELECT FROM pg_catalog.pg_index AS candidate
         WHERE
-            index.indrelid = found_table.table_oid
-            AND index.indisvalid
-            AND PG_GET_EXPR(index.indpred, index.indrelid) IS NOT DISTINCT FROM needed_index.predicate
+            candidate.indrelid = found_table.table_oid
+            AND candidate.indisvalid
+            AND PG_GET_EXPR(candidate.indpred, candidate.indrelid) IS NOT DISTINCT FROM needed_index.predicate
             AND (
-                SELECT ARRAY_AGG(PG_GET_INDEXDEF(index.indexrelid, key_position, true) ORDER BY key_position)
+                SELECT ARRAY_AGG(PG_GET_INDEXDEF(candidate.indexrelid, key_position, TRUE) ORDER BY key_position)
                 FROM GENERATE_SERIES(1, CARDINALITY(needed_index.index_columns)) AS key_position
             ) = needed_index.index_columns
     )

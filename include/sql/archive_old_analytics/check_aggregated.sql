@@ -4,13 +4,17 @@
 -- Jumps through the index on (website_id, timestamp) from website to website and from day to day instead of
 -- reading the events.
 WITH RECURSIVE website AS (
-    (SELECT event.website_id FROM analytics_event AS event
-    WHERE event.deleted_at IS NULL
-    ORDER BY event.website_id LIMIT 1)
+    (
+        SELECT event.website_id FROM analytics_event AS event
+        WHERE event.deleted_at IS NULL
+        ORDER BY event.website_id LIMIT 1
+    )
     UNION ALL
-    SELECT (SELECT event.website_id FROM analytics_event AS event
+    SELECT (
+        SELECT event.website_id FROM analytics_event AS event
         WHERE event.website_id > website.website_id AND event.deleted_at IS NULL
-        ORDER BY event.website_id LIMIT 1)
+        ORDER BY event.website_id LIMIT 1
+    )
     FROM website
     WHERE website.website_id IS NOT NULL
 ),
@@ -41,9 +45,16 @@ day_start AS (
 ),
 
 missing AS (
-    SELECT day_start.website_id, day_start.date FROM day_start WHERE day_start.date IS NOT NULL
+    SELECT
+        day_start.website_id,
+        day_start.date
+    FROM day_start
+    WHERE day_start.date IS NOT NULL
     EXCEPT
-    SELECT stats.website_id, stats.date FROM analytics_daily_stats AS stats
+    SELECT
+        stats.website_id,
+        stats.date
+    FROM analytics_daily_stats AS stats
 )
 
 SELECT

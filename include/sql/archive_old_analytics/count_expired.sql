@@ -11,7 +11,10 @@ WITH retention AS (
 
 SELECT
     retention.cutoff::text AS cutoff,
-    (SELECT COUNT(*) FROM analytics_event AS event WHERE event.timestamp < retention.cutoff) AS events,
+    (
+        SELECT COUNT(*) FROM analytics_event AS event
+        WHERE event.timestamp < retention.cutoff
+    ) AS events,
     (
         SELECT COUNT(*) FROM analytics_session AS session
         WHERE

@@ -19,12 +19,17 @@ WITH batch AS MATERIALIZED (
 
 -- Locked in one order, so that batches which share days wait for each other instead of deadlocking.
 day_to_mark AS MATERIALIZED (
-    SELECT stats.website_id, stats.date
+    SELECT
+        stats.website_id,
+        stats.date
     FROM analytics_daily_stats AS stats
     WHERE
         stats.raw_purged_at IS NULL
         AND (stats.website_id, stats.date) IN (
-            SELECT batch.website_id, (batch.timestamp AT TIME ZONE %(timezone)s)::date FROM batch
+            SELECT
+                batch.website_id,
+                (batch.timestamp AT TIME ZONE %(timezone)s)::date
+            FROM batch
         )
     ORDER BY stats.website_id, stats.date
     FOR NO KEY UPDATE

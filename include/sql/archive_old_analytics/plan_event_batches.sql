@@ -18,18 +18,20 @@ cut AS (
         '' AS id
     UNION ALL
     SELECT
-        cut.task_index + 1,
+        cut.task_index + 1 AS task_index,
         next_cut.timestamp,
         next_cut.id
     FROM cut
     CROSS JOIN LATERAL (
-        SELECT event.timestamp, event.id
+        SELECT
+            event.timestamp,
+            event.id
         FROM analytics_event AS event
         WHERE
             (event.timestamp, event.id) > (cut.timestamp, cut.id)
             AND event.timestamp < %(cutoff)s::timestamptz
         ORDER BY event.timestamp, event.id
-        OFFSET (SELECT task.batches * %(batch_size)s::int - 1 FROM task) LIMIT 1
+        LIMIT 1 OFFSET (SELECT task.batches * %(batch_size)s::int - 1 FROM task)
     ) AS next_cut
 ),
 
@@ -44,16 +46,16 @@ planned AS (
 )
 
 SELECT
-    planned.lo_timestamp::text AS lo_timestamp,
     planned.lo_id,
-    planned.hi_timestamp::text AS hi_timestamp,
     planned.hi_id,
-    %(cutoff)s::timestamptz::text AS cutoff,
+    task.batches,
     %(timezone)s AS timezone,
     %(batch_size)s::int AS batch_size,
-    task.batches,
-    planned.task_index * task.batches * %(batch_size)s::int AS done,
     %(expired)s::bigint AS expired,
+    %(cutoff)s::timestamptz::text AS cutoff,
+    planned.lo_timestamp::text AS lo_timestamp,
+    planned.hi_timestamp::text AS hi_timestamp,
+    planned.task_index * task.batches * %(batch_size)s::int AS done,
     FORMAT(
         'batch %%s of %%s, to %%s',
         CONCAT_WS(

@@ -19,12 +19,14 @@ cut AS (
         '' AS id
     UNION ALL
     SELECT
-        cut.task_index + 1,
+        cut.task_index + 1 AS task_index,
         next_cut.started_at,
         next_cut.id
     FROM cut
     CROSS JOIN LATERAL (
-        SELECT session.started_at, session.id
+        SELECT
+            session.started_at,
+            session.id
         FROM analytics_session AS session
         WHERE
             (session.started_at, session.id) > (cut.started_at, cut.id)
@@ -38,7 +40,7 @@ cut AS (
                     AND event.timestamp >= %(cutoff)s::timestamptz
             )
         ORDER BY session.started_at, session.id
-        OFFSET (SELECT task.batches * %(batch_size)s::int - 1 FROM task) LIMIT 1
+        LIMIT 1 OFFSET (SELECT task.batches * %(batch_size)s::int - 1 FROM task)
     ) AS next_cut
 ),
 
@@ -53,15 +55,15 @@ planned AS (
 )
 
 SELECT
-    planned.lo_started_at::text AS lo_started_at,
     planned.lo_id,
-    planned.hi_started_at::text AS hi_started_at,
     planned.hi_id,
-    %(cutoff)s::timestamptz::text AS cutoff,
-    %(batch_size)s::int AS batch_size,
     task.batches,
-    planned.task_index * task.batches * %(batch_size)s::int AS done,
+    %(batch_size)s::int AS batch_size,
     %(expired)s::bigint AS expired,
+    %(cutoff)s::timestamptz::text AS cutoff,
+    planned.lo_started_at::text AS lo_started_at,
+    planned.hi_started_at::text AS hi_started_at,
+    planned.task_index * task.batches * %(batch_size)s::int AS done,
     FORMAT(
         'batch %%s of %%s, to %%s',
         CONCAT_WS(

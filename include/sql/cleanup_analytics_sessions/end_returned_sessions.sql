@@ -15,6 +15,7 @@ WHERE
             returned.ended_at < returned.last_activity_at
             AND returned.deleted_at IS NULL
             AND returned.last_activity_at < NOW() - MAKE_INTERVAL(mins => %(idle_minutes)s::int)
+        ORDER BY returned.id
         LIMIT %(batch_size)s::int
         FOR UPDATE SKIP LOCKED
     ))
