@@ -45,20 +45,20 @@ counted AS MATERIALIZED (
 
             page AS (
                 SELECT
-                    grouped.pathname COLLATE "C" AS item,
+                    grouped.pathname AS item,
                     grouped.pageviews
                 FROM grouped
                 WHERE grouped.absent = b'0111'::int AND grouped.pageviews > 0
-                ORDER BY grouped.pageviews DESC, item LIMIT 10
+                ORDER BY grouped.pageviews DESC, grouped.pathname COLLATE "C" ASC LIMIT 10
             ),
 
             referrer AS (
                 SELECT
-                    grouped.referrer_source COLLATE "C" AS item,
+                    grouped.referrer_source AS item,
                     grouped.pageviews
                 FROM grouped
                 WHERE grouped.absent = b'1011'::int AND grouped.pageviews > 0 AND grouped.referrer_source <> ''
-                ORDER BY grouped.pageviews DESC, item LIMIT 10
+                ORDER BY grouped.pageviews DESC, grouped.referrer_source COLLATE "C" ASC LIMIT 10
             )
 
             SELECT
@@ -70,16 +70,16 @@ counted AS MATERIALIZED (
                 COALESCE((
                     SELECT
                         JSONB_AGG(
-                            JSONB_BUILD_OBJECT('item', page.item, 'count', page.pageviews)
-                            ORDER BY page.pageviews DESC, page.item
+                            JSONB_BUILD_OBJECT('item', item, 'count', pageviews)
+                            ORDER BY pageviews DESC, item COLLATE "C" ASC
                         )
                     FROM page
                 ), '[]') AS top_pages,
                 COALESCE((
                     SELECT
                         JSONB_AGG(
-                            JSONB_BUILD_OBJECT('item', referrer.item, 'count', referrer.pageviews)
-                            ORDER BY referrer.pageviews DESC, referrer.item
+                            JSONB_BUILD_OBJECT('item', item, 'count', pageviews)
+                            ORDER BY pageviews DESC, item COLLATE "C" ASC
                         )
                     FROM referrer
                 ), '[]') AS top_referrers,
