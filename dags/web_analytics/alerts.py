@@ -7,7 +7,6 @@ from urllib.parse import quote
 
 from airflow.sdk import BaseHook, conf
 from airflow.sdk.exceptions import AirflowNotFoundException
-from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
 from web_analytics.settings import settings
 
@@ -32,16 +31,17 @@ def notify_failure(context: Any) -> None:
 
 def describe(context: Any) -> tuple[str, str]:
     """Return the subject and the text of the message about a failed run."""
-    dag_id, run_id = context["dag"].dag_id, context["run_id"]
-    states = RuntimeTaskInstance.get_task_states(dag_id=dag_id, run_ids=[run_id]).get(run_id, {})
-    failed = sorted(task for task, state in states.items() if state == "failed")
-    url = f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/dags/{dag_id}/runs/{quote(run_id)}"
-    what = ", ".join(failed[:5]) + (f" and {len(failed) - 5} more" if len(failed) > 5 else "")
+    dag_id, run_id, ti = context["dag"].dag_id, context["run_id"], context.get("ti")
+    if ti:
+        batch = f" (map index {ti.map_index})" if ti.map_index >= 0 else ""
+        what, url = f"its task {ti.task_id}{batch} failed", ti.log_url
+    else:
+        what = context["reason"]
+        url = f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/dags/{dag_id}/runs/{quote(run_id)}"
     text = (
-        f"The job {dag_id} failed (run {run_id}): "
-        f"{'failed task(s): ' + what if failed else context.get('reason', 'no reason given')}.\n"
-        "What its finished tasks did stays done; nothing was done by halves. "
-        "Read the failed task's log, mend the cause, then clear the failed tasks to go on from there.\n"
+        f"The run {run_id} of the job {dag_id} failed: {what}.\n"
+        "What its finished tasks did stays done, and nothing was done by halves.\n"
+        "Read the log, mend the cause, then clear the failed tasks of the run to let it go on from there:\n"
         f"{url}"
     )
     return f"[Analytics] {dag_id} failed", text

@@ -187,9 +187,9 @@ class PostgresOperator(SQLExecuteQueryOperator):
                 f"Airflow has no connection {self.conn_id}: add it under Admin > Connections."
             ) from None
         except psycopg.Error as error:
-            reason = error.diag.message_primary or str(error).strip().replace("\n", " ")
-            hint = next((text for kind, text in HINTS.items() if isinstance(error, kind)), "")
-            self.log.error("%s failed: %s (%s). %s", self.task_id, reason, error.sqlstate or "no connection", hint)
+            reason = error.diag.message_primary or " ".join(str(error).split())
+            hint = next((f" {text}" for kind, text in HINTS.items() if isinstance(error, kind)), "")
+            self.log.error("%s failed: %s (%s).%s", self.task_id, reason, error.sqlstate or "no connection", hint)
             raise
         count, rows, report = result
         self.log.info("PostgreSQL: %s in %.0f ms", report, (time.monotonic() - started) * 1000)

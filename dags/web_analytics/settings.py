@@ -20,7 +20,7 @@ def _cron(value: str) -> str:
 def _time_zone(value: str) -> str:
     try:
         return ZoneInfo(value).key
-    except (OSError, ValueError):
+    except (KeyError, OSError, ValueError):  # not known; a folder; not a name at all
         raise ValueError("is not an IANA time zone, such as 'UTC' or 'Europe/Berlin'") from None
 
 

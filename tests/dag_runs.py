@@ -1,0 +1,52 @@
+"""Runs a DAG through a real Airflow, in the test's own process."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+from conftest import ROOT
+from web_analytics.job import JOB
+
+# The tests have no reason to wait for a back-off.
+JOB["default_args"]["retry_delay"] = timedelta(0)
+
+
+@dataclass
+class Run:
+    """What a finished DAG run left behind in Airflow."""
+
+    state: str
+    tasks: dict[str, list[str]]
+    """The states of each task, mapped ones in the order of their map index."""
+    labels: dict[str, list[str]]
+    """How the UI names the mapped tasks."""
+    log: str
+
+
+def dags() -> dict[str, Any]:
+    """Return the bundle's DAGs by id, parsed anew; an import error fails the test."""
+    bag = DagBag(str(ROOT / "dags"), collect_dags=True)
+    assert not bag.import_errors
+    return dict(bag.dags)
+
+
+def run_dag(
+    dag_id: str,
+    capsys: pytest.CaptureFixture[str],
+    conf: dict[str, Any] | None = None,
+    logical_date: datetime | None = None,
+) -> Run:
+    """Run a DAG once, with its retries, and return what became of it."""
+    capsys.readouterr()
+    dag_run = dags()[dag_id].test(run_conf=conf or {}, logical_date=logical_date)
+    instances = sorted(dag_run.get_task_instances(), key=lambda ti: (ti.task_id, ti.map_index))
+    tasks: dict[str, list[str]] = {}
+    labels: dict[str, list[str]] = {}
+    for ti in instances:
+        tasks.setdefault(ti.task_id, []).append(str(ti.state))
+        labels.setdefault(ti.task_id, []).append(ti.rendered_map_index)
+    log = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    return Run(str(dag_run.state), tasks, labels, log)

@@ -1,0 +1,260 @@
+"""The SQL of cleanup_analytics_sessions: who is closed, at which moment, and who is left alone."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from conftest import LOGIN, SQL, Database
+
+CLOSE = "cleanup_analytics_sessions/close_idle_sessions.sql"
+RETURNED = "cleanup_analytics_sessions/end_returned_sessions.sql"
+ACTIVE = "cleanup_analytics_sessions/count_active_visitors.sql"
+BOTH = pytest.mark.parametrize("file", [CLOSE, RETURNED])
+IDLE = timedelta(minutes=30)
+HOUR = timedelta(hours=1)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def run(database: Database, file: str, batch_size: int = 1000, connection: Any = None) -> Any:
+    return database.run(file, connection, idle_minutes=30, batch_size=batch_size)
+
+
+def session(database: Database, file: str, started_at: datetime, last_activity_at: datetime, **columns: Any) -> str:
+    """A session of the kind that the file looks for: open, or ended a second before its last activity."""
+    ended_at = None if file == CLOSE else last_activity_at - timedelta(seconds=1)
+    return database.session(started_at, last_activity_at, **{"ended_at": ended_at} | columns)
+
+
+def rows(database: Database) -> dict[str, dict[str, Any]]:
+    """Every session with the version of its row, by session_id."""
+    query = "SELECT *, ctid::text, xmin::text FROM analytics_session"
+    return {row["session_id"]: row for row in database.query(query)}
+
+
+@pytest.fixture
+def frozen(database: Database) -> Iterator[datetime]:
+    """NOW() of an open transaction: what is inserted and run on the database's own connection has exact ages."""
+    with database.connection.transaction():
+        yield database.value("SELECT NOW()")
+
+
+@BOTH
+def test_nothing_to_do(database: Database, file: str) -> None:
+    assert run(database, file) == []
+
+
+@BOTH
+@pytest.mark.parametrize(("idle", "ends"), [(IDLE - MICROSECOND, 0), (IDLE, 0), (IDLE + MICROSECOND, 1)])
+def test_a_session_ends_when_it_is_idle_for_longer_than_the_timeout(
+    database: Database, frozen: datetime, file: str, idle: timedelta, ends: int
+) -> None:
+    session(database, file, frozen - HOUR, frozen - idle)
+    before = rows(database)
+    assert len(run(database, file, connection=database.connection)) == ends
+    assert (rows(database) != before) == bool(ends)
+
+
+@BOTH
+def test_the_timeout_does_not_depend_on_the_time_zone_of_the_session(
+    database: Database, frozen: datetime, file: str
+) -> None:
+    database.connection.execute("SET LOCAL timezone = 'Asia/Kolkata'")
+    session(database, file, frozen - HOUR, frozen - IDLE)
+    idle = session(database, file, frozen - HOUR, frozen - IDLE - MICROSECOND)
+    assert [row["session_id"] for row in run(database, file, connection=database.connection)] == [idle]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("length", "seconds"),
+    [
+        (timedelta(), 0),
+        (timedelta(seconds=1500), 1500),
+        (timedelta(seconds=60) - MICROSECOND, 59),
+        (timedelta(days=3), 259_200),
+        (timedelta(milliseconds=-500), 0),  # a client's clock was wrong
+        (timedelta(minutes=-10), 0),
+    ],
+)
+def test_the_end_is_the_last_activity_and_the_duration_whole_seconds_never_negative(
+    database: Database, now: datetime, file: str, length: timedelta, seconds: int
+) -> None:
+    started_at = now - timedelta(days=4)
+    name = session(database, file, started_at, started_at + length)
+    assert run(database, file) == [{"session_id": name, "duration_seconds": seconds}]
+    row = rows(database)[name]
+    assert (row["ended_at"], row["duration_seconds"]) == (started_at + length, seconds)
+
+
+@BOTH
+def test_only_the_end_the_duration_and_updated_at_change(database: Database, now: datetime, file: str) -> None:
+    texts = {
+        name: name
+        for name in ("exit_page", "referrer", "referrer_source", "country", "device_type", "browser", "os", "utm_source")
+    }
+    name = session(
+        database, file, now - 2 * HOUR, now - HOUR, created_at=now - HOUR, updated_at=now - HOUR, pageviews=7,
+        is_bounce=True, **texts,
+    )  # fmt: skip
+    before = rows(database)[name]
+    run(database, file)
+    after = rows(database)[name]
+    changed = {column for column in before if before[column] != after[column]}
+    assert changed == {"ended_at", "duration_seconds", "updated_at", "ctid", "xmin"}
+    assert after["updated_at"] > now
+
+
+@BOTH
+def test_a_soft_deleted_session_stays(database: Database, now: datetime, file: str) -> None:
+    session(database, file, now - 2 * HOUR, now - HOUR, deleted_at=now)
+    before = rows(database)
+    assert run(database, file) == []
+    assert rows(database) == before
+
+
+@BOTH
+def test_a_second_run_does_nothing(database: Database, now: datetime, file: str) -> None:
+    for _ in range(3):
+        session(database, file, now - 2 * HOUR, now - HOUR)
+    assert len(run(database, file)) == 3
+    before = rows(database)
+    assert run(database, file) == []
+    assert rows(database) == before
+
+
+@BOTH
+def test_one_batch_at_a_time(database: Database, now: datetime, file: str) -> None:
+    names = {session(database, file, now - 2 * HOUR, now - HOUR) for _ in range(5)}
+    batches = [run(database, file, batch_size=2) for _ in range(4)]
+    assert [len(batch) for batch in batches] == [2, 2, 1, 0]
+    assert {row["session_id"] for batch in batches for row in batch} == names
+
+
+@BOTH
+def test_a_row_that_the_application_writes_is_passed_over_and_does_not_fill_the_batch(
+    database: Database, now: datetime, file: str
+) -> None:
+    oldest = session(database, file, now - 3 * HOUR, now - 2 * HOUR)
+    next_one = session(database, file, now - 2 * HOUR, now - HOUR)
+    with database.connect() as application, database.connect(LOGIN) as job:
+        job.execute("SET lock_timeout = '200ms'")
+        with application.transaction():
+            application.execute("UPDATE analytics_session SET pageviews = 2 WHERE session_id = %s", [oldest])
+            assert [row["session_id"] for row in run(database, file, 1, job)] == [next_one]
+        assert [row["session_id"] for row in run(database, file, 1, job)] == [oldest]
+
+
+@BOTH
+def test_a_visitor_who_returns_while_the_statement_reads_stays(database: Database, now: datetime, file: str) -> None:
+    name = session(database, file, now - 2 * HOUR, now - HOUR)
+    with database.gate("analytics_session"):
+        statement = database.start(file, idle_minutes=30, batch_size=1000)
+        # Its snapshot shows the session idle; the return comes after it.
+        database.connection.execute("UPDATE analytics_session SET last_activity_at = %s", [now])
+        before = rows(database)
+    assert statement.result(timeout=10) == []
+    assert rows(database) == before
+    assert before[name]["last_activity_at"] == now
+
+
+@BOTH
+def test_a_session_that_is_written_while_the_statement_reads_and_stays_idle_ends_with_its_new_values(
+    database: Database, now: datetime, file: str
+) -> None:
+    name = session(database, file, now - 3 * HOUR, now - 2 * HOUR)
+    with database.gate("analytics_session"):
+        statement = database.start(file, idle_minutes=30, batch_size=1000)
+        later = now - HOUR
+        database.connection.execute("UPDATE analytics_session SET pageviews = 9, last_activity_at = %s", [later])
+    assert statement.result(timeout=10) == [{"session_id": name, "duration_seconds": 7200}]
+    row = rows(database)[name]
+    assert (row["pageviews"], row["ended_at"], row["last_activity_at"]) == (9, later, later)
+
+
+def test_two_runs_at_the_same_moment_close_each_session_once(database: Database, now: datetime) -> None:
+    names = {session(database, CLOSE, now - 2 * HOUR, now - HOUR) for _ in range(4)}
+    with database.connect(LOGIN) as first, database.connect(LOGIN) as second:
+        with first.transaction():
+            closed = [run(database, CLOSE, 2, first), run(database, CLOSE, 1000, second)]
+    assert [len(batch) for batch in closed] == [2, 2]
+    assert {row["session_id"] for batch in closed for row in batch} == names
+
+
+def test_the_oldest_are_closed_first(database: Database, now: datetime) -> None:
+    ages = [3, 5, 2, 4]
+    names = {hours: session(database, CLOSE, now - hours * HOUR, now - HOUR) for hours in ages}
+    assert {row["session_id"] for row in run(database, CLOSE, 2)} == {names[5], names[4]}
+
+
+def test_closing_leaves_ended_sessions_to_the_other_statement(database: Database, now: datetime) -> None:
+    for ended_at in (now - 2 * HOUR, now - HOUR, now):
+        database.session(now - 2 * HOUR, now - HOUR, ended_at=ended_at)
+    before = rows(database)
+    assert run(database, CLOSE) == []
+    assert rows(database) == before
+
+
+@pytest.mark.parametrize("after", [timedelta(), MICROSECOND, HOUR / 2])
+def test_a_session_ended_at_or_after_its_last_activity_did_not_return(
+    database: Database, now: datetime, after: timedelta
+) -> None:
+    database.session(now - 2 * HOUR, now - HOUR, ended_at=now - HOUR + after, duration_seconds=1)
+    before = rows(database)
+    assert run(database, RETURNED) == []
+    assert rows(database) == before
+
+
+def test_a_session_that_returned_and_left_again_ends_at_its_true_last_activity(
+    database: Database, now: datetime
+) -> None:
+    name = database.session(now - 5 * HOUR, now - 4 * HOUR)
+    assert run(database, CLOSE) == [{"session_id": name, "duration_seconds": 3600}]
+    # The heartbeat of the application touches last_activity_at and nothing else.
+    database.connection.execute("UPDATE analytics_session SET last_activity_at = %s", [now - 2 * HOUR])
+    assert run(database, CLOSE) == []
+    assert run(database, RETURNED) == [{"session_id": name, "duration_seconds": 3 * 3600}]
+    assert rows(database)[name]["ended_at"] == now - 2 * HOUR
+
+
+def test_the_active_visitors_are_those_with_an_event_within_the_timeout(database: Database, frozen: datetime) -> None:
+    moments = {
+        "too old": frozen - IDLE - MICROSECOND,
+        "oldest": frozen - IDLE,
+        "newest": frozen,
+        "in the future": frozen + MICROSECOND,
+    }
+    for visitor_id, moment in moments.items():
+        database.event(moment, visitor_id=visitor_id)
+    database.event(frozen, visitor_id="deleted", deleted_at=frozen)
+    database.event(frozen, visitor_id="newest", website_id="other", event_type="custom_event")
+    counted = database.run(ACTIVE, database.connection, idle_minutes=30)
+    assert counted == [{"active_visitors": 2}]
+
+
+def test_no_visitor_is_active(database: Database) -> None:
+    assert database.run(ACTIVE, idle_minutes=30) == [{"active_visitors": 0}]
+
+
+def test_idle_sessions_and_active_visitors_are_found_through_indexes(database: Database) -> None:
+    database.connection.execute(
+        """
+        INSERT INTO analytics_session (
+            id, session_id, website_id, visitor_id, entry_page, started_at, last_activity_at, ended_at
+        )
+        SELECT
+            'anses_' || i, i, 'site', i, '/', NOW() - i * INTERVAL '1 minute', NOW() - i * INTERVAL '1 minute',
+            CASE WHEN i % 100 <> 0 THEN NOW() END
+        FROM GENERATE_SERIES(1, 20000) AS i;
+        INSERT INTO analytics_event (id, website_id, pathname, visitor_id, session_id, timestamp)
+        SELECT i, 'site', '/', i, i, NOW() - i * INTERVAL '1 minute'
+        FROM GENERATE_SERIES(1, 20000) AS i;
+        ANALYZE analytics_session, analytics_event
+        """
+    )
+    for file, index in ((CLOSE, "analytics_session_open_idx"), (ACTIVE, "analytics_event_timestamp_id_idx")):
+        with database.connect(LOGIN) as connection:
+            query = b"EXPLAIN (COSTS OFF) " + (SQL / file).read_bytes()
+            plan = [row["QUERY PLAN"] for row in connection.execute(query, {"idle_minutes": 30, "batch_size": 1000})]
+        assert [line for line in plan if index in line]
+        assert not [line for line in plan if "Seq Scan" in line]

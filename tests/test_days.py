@@ -1,0 +1,64 @@
+"""Which days an aggregation run is asked for."""
+
+from datetime import UTC, date, datetime
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+from web_analytics.days import MAX_DAYS, requested_days
+
+NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
+NONE = {"stat_date": None, "from": None, "to": None}
+
+
+@pytest.mark.parametrize(
+    ("moment", "timezone", "day"),
+    [
+        (datetime(2026, 3, 10, 1, tzinfo=UTC), "UTC", date(2026, 3, 9)),
+        (datetime(2026, 3, 10, 0, tzinfo=UTC), "UTC", date(2026, 3, 9)),
+        (datetime(2026, 3, 9, 23, 59, 59, tzinfo=UTC), "UTC", date(2026, 3, 8)),
+        # 01:00 UTC is still the day before in New York, and long past midnight in Auckland.
+        (datetime(2026, 3, 10, 1, tzinfo=UTC), "America/New_York", date(2026, 3, 8)),
+        (datetime(2026, 3, 10, 1, tzinfo=UTC), "Pacific/Auckland", date(2026, 3, 9)),
+        # The night on which the clocks go forward in Berlin.
+        (datetime(2025, 3, 30, 1, tzinfo=UTC), "Europe/Berlin", date(2025, 3, 29)),
+    ],
+)
+def test_default_is_the_day_before_in_the_time_zone(moment: datetime, timezone: str, day: date) -> None:
+    assert requested_days(NONE, moment, NOW, timezone) == [day]
+
+
+def test_stat_date_and_range() -> None:
+    assert requested_days(NONE | {"stat_date": "2026-02-03"}, NOW, NOW, "UTC") == [date(2026, 2, 3)]
+    assert requested_days(NONE | {"from": "2026-02-27", "to": "2026-03-01"}, NOW, NOW, "UTC") == [
+        date(2026, 2, 27),
+        date(2026, 2, 28),
+        date(2026, 3, 1),
+    ]
+
+
+def test_yesterday_is_over_and_today_is_not() -> None:
+    assert requested_days(NONE | {"stat_date": "2026-03-09"}, NOW, NOW, "UTC") == [date(2026, 3, 9)]
+    with pytest.raises(AirflowFailException, match="2026-03-10 is not over yet in UTC"):
+        requested_days(NONE | {"stat_date": "2026-03-10"}, NOW, NOW, "UTC")
+    # At noon UTC on the 10th, it is the 11th in Kiritimati.
+    assert requested_days(NONE | {"stat_date": "2026-03-10"}, NOW, NOW, "Pacific/Kiritimati") == [date(2026, 3, 10)]
+
+
+def test_longest_range() -> None:
+    assert len(requested_days(NONE | {"from": "2023-06-01", "to": "2026-02-24"}, NOW, NOW, "UTC")) == MAX_DAYS
+    with pytest.raises(AirflowFailException, match="more than 1000 days: split the range"):
+        requested_days(NONE | {"from": "2023-06-01", "to": "2026-02-25"}, NOW, NOW, "UTC")
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"from": "2026-01-01"}, "Give both from and to"),
+        ({"to": "2026-01-01"}, "Give both from and to"),
+        ({"stat_date": "2026-01-01", "to": "2026-01-01"}, "not both"),
+        ({"from": "2026-01-02", "to": "2026-01-01"}, "is after to"),
+    ],
+)
+def test_contradictions(params: dict[str, str], sentence: str) -> None:
+    with pytest.raises(AirflowFailException, match=sentence):
+        requested_days(NONE | params, NOW, NOW, "UTC")
