@@ -4,8 +4,9 @@ Counts the raw events of a day into one `analytics_daily_stats` row per website.
 
 **Reads** `analytics_event`. **Writes** `analytics_daily_stats`.
 
-**Which day**: the day before the run, in the time zone of `ANALYTICS_TIMEZONE`. Trigger with `stat_date` for another
-day, or with `from` and `to` for a range, one mapped task per day.
+**Which days**: the day before the run, in the time zone of `ANALYTICS_TIMEZONE`, and every earlier day that has events
+but no row, such as after a downtime or on first install. Trigger with `stat_date` for another day, or with `from` and
+`to` for a range. One mapped task per day.
 
 **Re-run**: any time, as often as you like. A day is one statement: all websites or none, and the same rows again. Days
 of which raw events have been deleted keep their row.
@@ -13,12 +14,14 @@ of which raw events have been deleted keep their row.
 **On failure**: nothing of that day was written; clear the failed task.
 """
 
+from datetime import date
+
 import pendulum
 from airflow.sdk import Param, dag, task
 
-from web_analytics.days import requested_days
+from web_analytics.aggregation import aggregate_day, find_unaggregated_days
+from web_analytics.days import days_to_aggregate
 from web_analytics.job import JOB, check_database
-from web_analytics.postgres import PostgresOperator
 from web_analytics.settings import settings
 
 
@@ -27,9 +30,13 @@ def date_param(title, description):
 
 
 @task
-def plan_days(params=None, dag_run=None):
-    days = requested_days(
-        params, dag_run.data_interval_end or dag_run.run_after, pendulum.now("UTC"), settings.timezone
+def plan_days(unaggregated, params=None, dag_run=None):
+    days = days_to_aggregate(
+        params,
+        dag_run.data_interval_end or dag_run.run_after,
+        pendulum.now("UTC"),
+        settings.timezone,
+        [date.fromisoformat(row["day"]) for row in unaggregated],
     )
     return [{"day": str(day), "timezone": settings.timezone} for day in days]
 
@@ -46,21 +53,10 @@ def plan_days(params=None, dag_run=None):
     },
 )
 def aggregate_daily_analytics():
-    days = plan_days()
-    aggregate_day = PostgresOperator.partial(
-        task_id="aggregate_day",
-        sql="aggregate_daily_analytics/aggregate_day.sql",
-        session_settings={"work_mem": "256MB"},
-        map_index_template="{{ task.parameters['day'] }}",
-        messages={
-            "start": "[Analytics Job] Aggregating data for {day}",
-            "row": "[Analytics Job] ✅ Aggregated {total_events} events for website {website_id}",
-            "end": "[Analytics Job] ✅ Aggregated {total} website(s) for {day}",
-            "none": "[Analytics Job] No events on {day}: no row written",
-        },
-    ).expand(parameters=days)
+    find_days = find_unaggregated_days()
+    days = plan_days(find_days.output)
 
-    check_database() >> days >> aggregate_day
+    check_database() >> find_days >> days >> aggregate_day(days)
 
 
 aggregate_daily_analytics()

@@ -2,10 +2,11 @@
 
 Deletes raw events and sessions older than `retention_days`; the daily statistics stay for ever.
 
-**Reads and deletes** `analytics_event`, `analytics_session`. **Writes** `analytics_daily_stats.raw_purged_at`.
+**Reads and deletes** `analytics_event`, `analytics_session`. **Writes** `analytics_daily_stats`: `raw_purged_at`, and
+missing rows.
 
 **What goes**: events before the cutoff, which is the start of the day `retention_days` ago, and sessions whose last
-activity is before it and of which no event is left. If an expired day was never aggregated, nothing is deleted.
+activity is before it and of which no event is left. An expired day that was never aggregated is aggregated first.
 
 **Re-run**: any time; a batch that runs twice deletes once. `dry_run` counts and deletes nothing.
 
@@ -14,17 +15,37 @@ activity is before it and of which no event is left. If an expired day was never
 
 from airflow.sdk import Param, dag, task
 
+from web_analytics.aggregation import aggregate_missing_days
 from web_analytics.job import JOB, check_database
 from web_analytics.postgres import PostgresOperator
 from web_analytics.settings import settings
 
+NONE_FAILED = {"trigger_rule": "none_failed"}  # a step with nothing to do is skipped, and the next one goes on
 
-@task(trigger_rule="none_failed")
+
+def sql(task_id, **kwargs):
+    return PostgresOperator(task_id=task_id, sql=f"archive_old_analytics/{task_id}.sql", **kwargs)
+
+
+def delete_batch(table, plan):
+    return PostgresOperator.partial(
+        task_id=f"delete_{table}_batch",
+        sql=f"archive_old_analytics/delete_{table}_batch.sql",
+        messages={"batch": f"[Analytics Archive] Deleted batch of {{count}} {table}s ({{total}}/{{expired}})"},
+        pool="analytics_archive",
+        repeat=True,
+        pause=settings.batch_pause_seconds,
+        # A batch whose commit the server loses in a crash is still due, so the commit need not wait for the disk.
+        session_settings={"statement_timeout": "1min", "synchronous_commit": "off"},
+        map_index_template="{{ task.parameters['label'] }}",
+    ).expand(parameters=plan.output)
+
+
+@task
 def report_result(counted, events, sessions, after, params=None):
     if params["dry_run"]:
-        print(
-            f"[Analytics Archive] Dry run: would delete {counted['events']:,} event(s), {counted['sessions']:,} session(s)"
-        )
+        found = f"{counted['events']:,} event(s) and {counted['sessions']:,} session(s)"
+        print(f"[Analytics Archive] Dry run: would delete {found}")
         return
     print(f"[Analytics Archive] ✅ Archived {sum(events[:]):,} old event(s) (kept daily aggregated stats)")
     print(f"[Analytics Archive] ✅ Archived {sum(sessions[:]):,} old session(s)")
@@ -32,36 +53,17 @@ def report_result(counted, events, sessions, after, params=None):
 
 
 @dag(
-    **JOB,
+    **JOB | {"default_args": JOB["default_args"] | NONE_FAILED},
     doc_md=__doc__,
     schedule=settings.archive_schedule,
     is_paused_upon_creation=True,  # nobody's data goes before they say so
     params={
-        "retention_days": Param(
-            settings.retention_days, type="integer", minimum=1, maximum=36500, title="Days to keep"
-        ),
+        "retention_days": Param(settings.retention_days, type="integer", minimum=1, maximum=36500, title="Days kept"),
         "batch_size": Param(settings.batch_size, type="integer", minimum=1, maximum=100_000, title="Rows per batch"),
         "dry_run": Param(False, type="boolean", title="Dry run", description="Count and plan, delete nothing"),
     },
 )
 def archive_old_analytics():
-    def sql(task_id, **kwargs):
-        return PostgresOperator(task_id=task_id, sql=f"archive_old_analytics/{task_id}.sql", **kwargs)
-
-    def delete_batch(table, plan):
-        return PostgresOperator.partial(
-            task_id=f"delete_{table}_batch",
-            sql=f"archive_old_analytics/delete_{table}_batch.sql",
-            messages={"batch": f"[Analytics Archive] Deleted batch of {{count}} {table}s ({{total}}/{{expired}})"},
-            pool="analytics_archive",
-            repeat=True,
-            pause=settings.batch_pause_seconds,
-            # A batch whose commit the server loses in a crash is still due, so the commit need not wait for the disk.
-            session_settings={"statement_timeout": "1min", "synchronous_commit": "off"},
-            map_index_template="{{ task.parameters['label'] }}",
-            trigger_rule="none_failed",
-        ).expand(parameters=plan.output)
-
     count_expired = sql(
         "count_expired",
         parameters={"retention_days": "{{ params.retention_days }}", "timezone": settings.timezone},
@@ -70,20 +72,18 @@ def archive_old_analytics():
         multiple_outputs=True,
     )
     counted = count_expired.output
-    cutoff = {"cutoff": counted["cutoff"], "timezone": settings.timezone}
-    check_aggregated = sql("check_aggregated", parameters=cutoff, messages={"error": "{problem}"})
-    batch = cutoff | {"batch_size": "{{ params.batch_size }}", "dry_run": "{{ params.dry_run }}"}
-    plan_event_batches = sql("plan_event_batches", parameters=batch | {"expired": counted["events"]}, returns="rows")
-    plan_session_batches = sql(
-        "plan_session_batches", parameters=batch | {"expired": counted["sessions"]}, returns="rows"
-    )
-    delete_event_batch = delete_batch("event", plan_event_batches)
-    delete_session_batch = delete_batch("session", plan_session_batches)
-    measure_size = sql("measure_size", returns="row", trigger_rule="none_failed")
-    report = report_result(counted, delete_event_batch.output, delete_session_batch.output, measure_size.output)
+    find_unaggregated_days, check_aggregated = aggregate_missing_days(before=counted["cutoff"])
+    plan = {"cutoff": counted["cutoff"], "timezone": settings.timezone, "dry_run": "{{ params.dry_run }}"}
+    plan |= {"batch_size": "{{ params.batch_size }}"}
+    plan_events = sql("plan_event_batches", parameters=plan | {"expired": counted["events"]}, returns="rows")
+    plan_sessions = sql("plan_session_batches", parameters=plan | {"expired": counted["sessions"]}, returns="rows")
+    delete_events, delete_sessions = delete_batch("event", plan_events), delete_batch("session", plan_sessions)
+    measure_size = sql("measure_size", returns="row")
+    report = report_result(counted, delete_events.output, delete_sessions.output, measure_size.output)
 
-    check_database() >> count_expired >> check_aggregated >> [plan_event_batches, plan_session_batches]
-    plan_event_batches >> delete_event_batch >> delete_session_batch >> measure_size >> report
+    check_database() >> count_expired >> find_unaggregated_days
+    check_aggregated >> [plan_events, plan_sessions]
+    plan_events >> delete_events >> delete_sessions >> measure_size >> report
 
 
 archive_old_analytics()

@@ -7,8 +7,11 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,8 @@ import postgres  # noqa: E402
 LOGIN = "airflow_jobs"
 """The role that the jobs use in the tests: a member of analytics_jobs and nothing else."""
 DAYS_KEPT = 90
+
+BACKGROUND = ThreadPoolExecutor(thread_name_prefix="background")
 
 STATE = pytest.StashKey[tuple[Path, postgres.Server]]()
 
@@ -47,6 +52,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://postgres@127.0.0.1:{server.port}/airflow",
         "NO_PROXY": "*",
     }
+    # Here and not in pyproject.toml: pytest imports what a filter names, and Airflow must not be imported before now.
+    for warning in ("exceptions.RemovedInAirflow4Warning", "utils.deprecation_tools.DeprecatedImportWarning"):
+        config.addinivalue_line("filterwarnings", f"error::airflow.{warning}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -86,9 +94,8 @@ class Database:
 
     def connect(self, user: str = "postgres", **settings: Any) -> psycopg.Connection[dict[str, Any]]:
         """A new connection as `user`, by default the owner of every table."""
-        return psycopg.connect(
-            self.dsn, user=user, options="-c search_path=analytics,public", autocommit=True, row_factory=dict_row, **settings
-        )
+        settings = {"options": "-c search_path=analytics,public"} | settings
+        return psycopg.connect(self.dsn, user=user, autocommit=True, row_factory=dict_row, **settings)
 
     def query(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
         """The rows of a query."""
@@ -98,15 +105,47 @@ class Database:
         """The first column of the first row."""
         return next(iter(self.query(query, *arguments)[0].values()))
 
-    def run(
-        self, file: str, connection: psycopg.Connection[dict[str, Any]] | None = None, **parameters: Any
-    ) -> list[dict[str, Any]] | int:
+    def run(self, file: str, connection: psycopg.Connection[dict[str, Any]] | None = None, **parameters: Any) -> Any:
         """The result of a file below include/sql, as the jobs' role: its rows, or how many it affected."""
         if connection is None:
             with self.connect(LOGIN) as own:
                 return self.run(file, own, **parameters)
-        cursor = connection.execute((SQL / file).read_bytes(), parameters)
+        cursor = connection.execute((SQL / file).read_bytes(), parameters or None)
         return cursor.fetchall() if cursor.description else cursor.rowcount
+
+    def start(self, file: str, **parameters: Any) -> Future[Any]:
+        """Run a file in another thread; return its future result once its statement waits for a lock."""
+        own = self.connect(LOGIN, options="-c search_path=analytics,public -c statement_timeout=20s")
+        result = BACKGROUND.submit(self.run, file, own, **parameters)
+        result.add_done_callback(lambda _: own.close())
+        waiting = "SELECT wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE pid = %s"
+        self.wait_until(waiting, own.info.backend_pid)
+        return result
+
+    def wait_until(self, query: str, *arguments: Any) -> None:
+        """Wait until the query's value is true."""
+        deadline = time.monotonic() + 10
+        while not self.value(query, *arguments):
+            assert time.monotonic() < deadline, f"never became true: {query}"
+            time.sleep(0.01)
+
+    @contextmanager
+    def gate(self, table: str) -> Iterator[None]:
+        """Stop statements of the jobs' role at the first row that they read of `table`, with their snapshot taken."""
+        self.connection.execute(
+            f"""
+            CREATE FUNCTION pass_gate() RETURNS boolean LANGUAGE plpgsql
+            AS 'BEGIN PERFORM pg_advisory_lock_shared(1), pg_advisory_unlock_shared(1); RETURN true; END';
+            GRANT EXECUTE ON FUNCTION pass_gate() TO public;
+            ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;
+            CREATE POLICY gate ON {table} TO {LOGIN} USING (pass_gate());
+            SELECT pg_advisory_lock(1)
+            """.encode()
+        )
+        try:
+            yield
+        finally:
+            self.connection.execute("SELECT pg_advisory_unlock(1)")
 
     def event(self, timestamp: datetime | str, website_id: str = "site", **columns: Any) -> str:
         """Insert one event and return its id."""

@@ -94,7 +94,12 @@ def test_a_day_is_half_open_in_its_time_zone(
 ) -> None:
     start, end = day_bounds(day, timezone)
     assert end - start == timedelta(hours=hours)
-    for moment, pathname in [(start - MICROSECOND, "before"), (start, "first"), (end - MICROSECOND, "last"), (end, "after")]:
+    for moment, pathname in [
+        (start - MICROSECOND, "before"),
+        (start, "first"),
+        (end - MICROSECOND, "last"),
+        (end, "after"),
+    ]:
         database.event(moment, pathname=pathname)
     with database.connect(LOGIN) as connection:
         connection.execute("SELECT set_config('timezone', %s, false)", [session_timezone])
@@ -334,17 +339,16 @@ def oracle(events: list[Event], timezone: str, days: list[str]) -> list[dict[str
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(case=traffic_of_three_days())
-def test_random_traffic_against_an_oracle_in_python(
-    database: Database, case: tuple[str, list[Event], int]
-) -> None:
+def test_random_traffic_against_an_oracle_in_python(database: Database, case: tuple[str, list[Event], int]) -> None:
     timezone, events, early = case
     days = [str(ZONES[timezone] + timedelta(days=n)) for n in range(3)]
     database.connection.execute("TRUNCATE analytics_event, analytics_daily_stats")
     ids = iter(range(len(events)))
     for arrived in (events[:early], events[early:]):
-        with database.connection.cursor() as cursor, cursor.copy(
-            f"COPY analytics_event ({', '.join(Event._fields)}, id) FROM STDIN".encode()
-        ) as copy:
+        with (
+            database.connection.cursor() as cursor,
+            cursor.copy(f"COPY analytics_event ({', '.join(Event._fields)}, id) FROM STDIN".encode()) as copy,
+        ):
             for event in arrived:
                 copy.write_row((*event, str(next(ids))))
         reported = [

@@ -15,6 +15,7 @@ FOLDER = "archive_old_analytics"
 DELETE_EVENTS = f"{FOLDER}/delete_event_batch.sql"
 DELETE_SESSIONS = f"{FOLDER}/delete_session_batch.sql"
 AGGREGATE = "aggregate_daily_analytics/aggregate_day.sql"
+UNAGGREGATED = "aggregate_daily_analytics/find_unaggregated_days.sql"
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 MICROSECOND = timedelta(microseconds=1)
@@ -25,10 +26,6 @@ TIME = {"event": "timestamp", "session": "started_at"}
 
 def count_expired(database: Database, retention_days: int = 90, timezone: str = "UTC", connection: Any = None) -> Any:
     return database.run(f"{FOLDER}/count_expired.sql", connection, retention_days=retention_days, timezone=timezone)[0]
-
-
-def problems(database: Database, cutoff: datetime = CUTOFF, timezone: str = "UTC") -> list[str]:
-    return [row["problem"] for row in database.run(f"{FOLDER}/check_aggregated.sql", cutoff=cutoff, timezone=timezone)]
 
 
 def plan(database: Database, table: str, expired: int, batch_size: int = 1000, **parameters: Any) -> Any:
@@ -160,62 +157,6 @@ class TestCountExpired:
         assert count_expired(database)["sessions"] == 2
 
 
-class TestCheckAggregated:
-    def test_no_events(self, database: Database) -> None:
-        assert problems(database) == []
-
-    def test_days_without_stats_are_named_in_one_sentence(self, database: Database) -> None:
-        for days in (30, 3, 20):
-            database.event(CUTOFF - days * DAY)
-        database.event(CUTOFF - 3 * DAY, website_id="other")
-        assert problems(database) == [
-            "Nothing was deleted: 4 expired website-day(s) have events but no daily stats; run "
-            "aggregate_daily_analytics with from = 2024-01-31 and to = 2024-02-27, then clear this task."
-        ]
-
-    def test_every_day_of_every_website_is_looked_at(self, database: Database) -> None:
-        days = [CUTOFF - n * DAY for n in (1, 2, 5, 31)]
-        for website_id in ("a", "b", "c"):
-            for day in days:
-                database.event(day, website_id=website_id)
-                database.event(day + 23 * HOUR, website_id=website_id)
-        aggregate(database, *(day.date() for day in days))
-        assert problems(database) == []
-        for website_id in ("a", "b", "c"):
-            for day in days:
-                with database.connection.transaction(force_rollback=True):
-                    database.connection.execute(
-                        "DELETE FROM analytics_daily_stats WHERE website_id = %s AND date = %s", [website_id, day.date()]
-                    )
-                    file = f"{FOLDER}/check_aggregated.sql"
-                    found = database.run(file, database.connection, cutoff=CUTOFF, timezone="UTC")
-                assert len(found) == 1
-                assert ": 1 expired website-day(s) have" in found[0]["problem"]
-                assert f"from = {day.date()} and to = {day.date()}," in found[0]["problem"]
-
-    @pytest.mark.parametrize(("moment", "found"), [(CUTOFF - MICROSECOND, 1), (CUTOFF, 0)])
-    def test_only_expired_days_need_stats(self, database: Database, moment: datetime, found: int) -> None:
-        database.event(moment)
-        assert len(problems(database)) == found
-
-    def test_soft_deleted_events_need_no_stats(self, database: Database) -> None:
-        database.event(CUTOFF - DAY, deleted_at=CUTOFF)
-        assert problems(database) == []
-
-    @pytest.mark.parametrize("timezone", ["America/New_York", "Asia/Kolkata"])
-    def test_a_day_is_one_of_the_time_zone(self, database: Database, timezone: str) -> None:
-        cutoff = datetime(2024, 11, 10, tzinfo=ZoneInfo(timezone))
-        first, last = (datetime(2024, 11, day, tzinfo=ZoneInfo(timezone)).astimezone(UTC) for day in (3, 5))
-        for moment in (first, last - MICROSECOND):
-            database.event(moment)
-        aggregate(database, date(2024, 11, 3), timezone=timezone)
-        (problem,) = problems(database, cutoff, timezone)
-        assert ": 1 expired" in problem
-        assert "from = 2024-11-04 and to = 2024-11-04," in problem
-        aggregate(database, date(2024, 11, 4), timezone=timezone)
-        assert problems(database, cutoff, timezone) == []
-
-
 def insert(database: Database, table: str, rows: int, ties: int = 7) -> None:
     """Expired rows with ids in no order, `ties` of them at each moment, and as many rows that are kept."""
     time = (
@@ -281,7 +222,9 @@ class TestPlan:
         assert len(plan(database, table, 10, dry_run="False")) == 1
 
     @TABLES
-    @pytest.mark.parametrize(("rows", "tasks", "batches"), [(1000, 1000, 1), (1001, 501, 2), (2000, 1000, 2), (2001, 667, 3)])
+    @pytest.mark.parametrize(
+        ("rows", "tasks", "batches"), [(1000, 1000, 1), (1001, 501, 2), (2000, 1000, 2), (2001, 667, 3)]
+    )
     def test_beyond_1000_batches_a_task_takes_several(
         self, database: Database, table: str, rows: int, tasks: int, batches: int
     ) -> None:
@@ -596,7 +539,7 @@ def test_a_run_on_random_data_leaves_exactly_what_has_not_expired(
             database.session(session.started_at, session.started_at + session.length, id=name, **columns)
     days = {event.timestamp.astimezone(ZoneInfo(timezone)).date() for event in events}
     aggregate(database, *sorted(days), timezone=timezone)
-    assert problems_now(database, cutoff, timezone) == []
+    assert database.run(UNAGGREGATED, database.connection, before=cutoff, timezone=timezone) == []
     before = stats(database)
 
     deleted = archive(database, cutoff, batch_size, timezone)
@@ -622,10 +565,6 @@ def test_a_run_on_random_data_leaves_exactly_what_has_not_expired(
     assert archive(database, cutoff, batch_size, timezone) == {"event": [], "session": []}
 
 
-def problems_now(database: Database, cutoff: datetime, timezone: str) -> Any:
-    return database.run(f"{FOLDER}/check_aggregated.sql", database.connection, cutoff=cutoff, timezone=timezone)
-
-
 def test_measure_size(database: Database) -> None:
     row = database.run(f"{FOLDER}/measure_size.sql")[0]
     assert row["database_bytes"] == pytest.approx(count_expired(database)["database_bytes"], rel=0.05)
@@ -639,17 +578,16 @@ def test_statements_that_run_often_go_through_indexes(database: Database) -> Non
     database.connection.execute("VACUUM ANALYZE analytics_event, analytics_session")
     common = {"timezone": "UTC", "dry_run": False}
     event, session = (plan(database, table, 20_000)[-1] | common for table in TIME)
-    for file, parameters, scan in (
+    for file, parameters, index in (
         ("plan_event_batches.sql", event, "Index Only Scan using analytics_event_timestamp_id_idx"),
-        ("delete_event_batch.sql", event, "Index Scan using analytics_event_timestamp_id_idx"),
-        ("delete_session_batch.sql", session, "Index Scan using analytics_session_started_at_id_idx"),
-        ("check_aggregated.sql", event, "Index Only Scan using analytics_event_website_id_timestamp_idx"),
+        ("delete_event_batch.sql", event, "analytics_event_timestamp_id_idx"),
+        ("delete_session_batch.sql", session, "analytics_session_started_at_id_idx"),
     ):
         query = b"EXPLAIN (COSTS OFF) " + (SQL / FOLDER / file).read_bytes()
         with database.connect(LOGIN) as connection:
             lines = connection.execute(query, parameters).fetchall()
         text = "\n".join(line["QUERY PLAN"] for line in lines)
-        assert scan in text
+        assert index in text
         assert "Seq Scan on analytics_event" not in text
         assert "Seq Scan on analytics_session" not in text
 

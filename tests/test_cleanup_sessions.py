@@ -91,7 +91,16 @@ def test_the_end_is_the_last_activity_and_the_duration_whole_seconds_never_negat
 def test_only_the_end_the_duration_and_updated_at_change(database: Database, now: datetime, file: str) -> None:
     texts = {
         name: name
-        for name in ("exit_page", "referrer", "referrer_source", "country", "device_type", "browser", "os", "utm_source")
+        for name in (
+            "exit_page",
+            "referrer",
+            "referrer_source",
+            "country",
+            "device_type",
+            "browser",
+            "os",
+            "utm_source",
+        )
     }
     name = session(
         database, file, now - 2 * HOUR, now - HOUR, created_at=now - HOUR, updated_at=now - HOUR, pageviews=7,

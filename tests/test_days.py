@@ -1,10 +1,10 @@
 """Which days an aggregation run is asked for."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
-from web_analytics.days import MAX_DAYS, requested_days
+from web_analytics.days import MAX_DAYS, days_to_aggregate
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 NONE = {"stat_date": None, "from": None, "to": None}
@@ -24,12 +24,12 @@ NONE = {"stat_date": None, "from": None, "to": None}
     ],
 )
 def test_default_is_the_day_before_in_the_time_zone(moment: datetime, timezone: str, day: date) -> None:
-    assert requested_days(NONE, moment, NOW, timezone) == [day]
+    assert days_to_aggregate(NONE, moment, NOW, timezone) == [day]
 
 
 def test_stat_date_and_range() -> None:
-    assert requested_days(NONE | {"stat_date": "2026-02-03"}, NOW, NOW, "UTC") == [date(2026, 2, 3)]
-    assert requested_days(NONE | {"from": "2026-02-27", "to": "2026-03-01"}, NOW, NOW, "UTC") == [
+    assert days_to_aggregate(NONE | {"stat_date": "2026-02-03"}, NOW, NOW, "UTC") == [date(2026, 2, 3)]
+    assert days_to_aggregate(NONE | {"from": "2026-02-27", "to": "2026-03-01"}, NOW, NOW, "UTC") == [
         date(2026, 2, 27),
         date(2026, 2, 28),
         date(2026, 3, 1),
@@ -37,17 +37,25 @@ def test_stat_date_and_range() -> None:
 
 
 def test_yesterday_is_over_and_today_is_not() -> None:
-    assert requested_days(NONE | {"stat_date": "2026-03-09"}, NOW, NOW, "UTC") == [date(2026, 3, 9)]
+    assert days_to_aggregate(NONE | {"stat_date": "2026-03-09"}, NOW, NOW, "UTC") == [date(2026, 3, 9)]
     with pytest.raises(AirflowFailException, match="2026-03-10 is not over yet in UTC"):
-        requested_days(NONE | {"stat_date": "2026-03-10"}, NOW, NOW, "UTC")
+        days_to_aggregate(NONE | {"stat_date": "2026-03-10"}, NOW, NOW, "UTC")
     # At noon UTC on the 10th, it is the 11th in Kiritimati.
-    assert requested_days(NONE | {"stat_date": "2026-03-10"}, NOW, NOW, "Pacific/Kiritimati") == [date(2026, 3, 10)]
+    assert days_to_aggregate(NONE | {"stat_date": "2026-03-10"}, NOW, NOW, "Pacific/Kiritimati") == [date(2026, 3, 10)]
+
+
+def test_unaggregated_days_are_added_to_the_default_only() -> None:
+    old = [date(2026, 1, 1), date(2026, 3, 9)]
+    assert days_to_aggregate(NONE, NOW, NOW, "UTC", old) == [date(2026, 1, 1), date(2026, 3, 9)]
+    assert days_to_aggregate(NONE | {"stat_date": "2026-02-03"}, NOW, NOW, "UTC", old) == [date(2026, 2, 3)]
+    many = [date(2020, 1, 1) + timedelta(days=offset) for offset in range(MAX_DAYS)]
+    assert days_to_aggregate(NONE, NOW, NOW, "UTC", many) == many
 
 
 def test_longest_range() -> None:
-    assert len(requested_days(NONE | {"from": "2023-06-01", "to": "2026-02-24"}, NOW, NOW, "UTC")) == MAX_DAYS
+    assert len(days_to_aggregate(NONE | {"from": "2023-06-01", "to": "2026-02-24"}, NOW, NOW, "UTC")) == MAX_DAYS
     with pytest.raises(AirflowFailException, match="more than 1000 days: split the range"):
-        requested_days(NONE | {"from": "2023-06-01", "to": "2026-02-25"}, NOW, NOW, "UTC")
+        days_to_aggregate(NONE | {"from": "2023-06-01", "to": "2026-02-25"}, NOW, NOW, "UTC")
 
 
 @pytest.mark.parametrize(
@@ -61,4 +69,4 @@ def test_longest_range() -> None:
 )
 def test_contradictions(params: dict[str, str], sentence: str) -> None:
     with pytest.raises(AirflowFailException, match=sentence):
-        requested_days(NONE | params, NOW, NOW, "UTC")
+        days_to_aggregate(NONE | params, NOW, NOW, "UTC")

@@ -103,8 +103,8 @@ class PostgresOperator(SQLExecuteQueryOperator):
         of this statement) and ``total`` (rows of this task so far, on top of the parameter ``done``). Keys:
         ``start``; ``batch``, after each statement that had rows; ``row``, for each row up to `row_messages`;
         ``end``, at the end; ``none``, at the end in place of ``end`` when there were no rows; ``error``, fail with this
-        line for each row.
-    :param row_messages: the number of ``row`` lines that one task logs at most.
+        line for each row, up to `row_messages`.
+    :param row_messages: the number of rows that one task names at most.
     :param returns: what goes to XCom: ``count`` (rows affected, int), ``row`` (the first row as a dict) or ``rows``
         (all rows as a list of dicts).
     :param repeat: run the statement again, each time in a transaction of its own, until it affects fewer rows than
@@ -168,7 +168,9 @@ class PostgresOperator(SQLExecuteQueryOperator):
             if batch == batches or count < int(parameters.get("batch_size", 0)):
                 break
         if rows and "error" in self.messages:
-            raise AirflowFailException(" ".join(self.messages["error"].format_map(row) for row in rows))
+            more = f" And {len(rows) - self.row_messages} more." if len(rows) > self.row_messages else ""
+            sentences = [self.messages["error"].format_map(row) for row in rows[: self.row_messages]]
+            raise AirflowFailException(" ".join(sentences) + more)
         self._say("end" if affected or "none" not in self.messages else "none", parameters | {"total": affected})
         return {"count": affected, "row": rows[0] if rows else None, "rows": rows}[self.returns]
 

@@ -52,7 +52,9 @@ found_column AS (
         needed_column.*,
         found_table.table_oid,
         found.attnum,
-        FORMAT_TYPE(found.atttypid, found.atttypmod) AS found_type
+        FORMAT_TYPE(found.atttypid, found.atttypmod) AS found_type,
+        -- Of a table that is not the right one, nothing else needs to be said.
+        BOOL_AND(found.attnum IS NOT NULL) OVER (PARTITION BY needed_column.table_name) AS table_is_right
     FROM needed_column
     INNER JOIN found_table ON needed_column.table_name = found_table.table_name
     LEFT JOIN pg_catalog.pg_attribute AS found
@@ -102,7 +104,7 @@ SELECT
         found_column.column_name, found_column.table_oid, found_column.found_type, found_column.type_name
     )
 FROM found_column
-WHERE found_column.found_type <> found_column.type_name
+WHERE found_column.table_is_right AND found_column.found_type <> found_column.type_name
 
 UNION ALL
 
@@ -119,7 +121,9 @@ FROM (
         privilege.privilege
     FROM found_column
     CROSS JOIN LATERAL UNNEST(STRING_TO_ARRAY(found_column.privileges, ',')) AS privilege (privilege)
-    WHERE NOT HAS_COLUMN_PRIVILEGE(found_column.table_oid, found_column.attnum, privilege.privilege)
+    WHERE
+        found_column.table_is_right
+        AND NOT HAS_COLUMN_PRIVILEGE(found_column.table_oid, found_column.attnum, privilege.privilege)
     UNION
     SELECT
         found_table.table_oid,

@@ -61,7 +61,10 @@ SELECT
         CONCAT_WS(
             '-',
             planned.task_index * task.batches + 1,
-            CASE WHEN task.batches > 1 THEN LEAST((planned.task_index + 1) * task.batches, task.total) END
+            CASE
+                WHEN task.batches > 1 AND planned.task_index * task.batches + 1 < task.total
+                    THEN LEAST((planned.task_index + 1) * task.batches, task.total)
+            END
         ),
         task.total,
         TO_CHAR(planned.hi_timestamp, 'YYYY-MM-DD HH24:MI')

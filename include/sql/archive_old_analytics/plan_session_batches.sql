@@ -4,54 +4,46 @@
 -- Result: one row per mapped task, the parameters of delete_session_batch.sql and their label; none on a dry run.
 -- Airflow maps at most 1024 tasks: beyond 1000 batches, each task gets several consecutive ones.
 -- A session expires by its last activity, and while it has no event younger than the cutoff.
--- Cuts are existing rows, found by jumping through the index on (started_at, id); ranges are (lo, hi], the last
--- one open up to the cutoff, so they cover every expired row exactly once.
-WITH RECURSIVE task AS (
+-- Cuts are existing rows, found in one pass: jumping from cut to cut, as the events' plan does, would look for the
+-- sessions' events again at each jump. Ranges are (lo, hi], the last one open up to the cutoff, so they cover every
+-- expired row exactly once.
+WITH task AS (
     SELECT
         CEIL(%(expired)s::numeric / %(batch_size)s::int)::bigint AS total,
         GREATEST(1, CEIL(%(expired)s::numeric / %(batch_size)s::int / 1000))::bigint AS batches
 ),
 
-cut AS (
+numbered AS (
     SELECT
-        0 AS task_index,
-        '-infinity'::timestamptz AS started_at,
-        '' AS id
-    UNION ALL
-    SELECT
-        cut.task_index + 1 AS task_index,
-        next_cut.started_at,
-        next_cut.id
-    FROM cut
-    CROSS JOIN LATERAL (
-        SELECT
-            session.started_at,
-            session.id
-        FROM analytics_session AS session
-        WHERE
-            (session.started_at, session.id) > (cut.started_at, cut.id)
-            AND session.started_at < %(cutoff)s::timestamptz
-            AND session.last_activity_at < %(cutoff)s::timestamptz
-            AND NOT EXISTS (
-                SELECT FROM analytics_event AS event
-                WHERE
-                    event.session_id = session.session_id
-                    AND event.deleted_at IS NULL
-                    AND event.timestamp >= %(cutoff)s::timestamptz
-            )
-        ORDER BY session.started_at, session.id
-        LIMIT 1 OFFSET (SELECT task.batches * %(batch_size)s::int - 1 FROM task)
-    ) AS next_cut
+        ROW_NUMBER() OVER by_start - 1 AS number,
+        LAG(session.started_at, 1, '-infinity') OVER by_start AS previous_started_at,
+        LAG(session.id, 1, '') OVER by_start AS previous_id
+    FROM analytics_session AS session
+    WHERE
+        session.started_at < %(cutoff)s::timestamptz
+        AND session.last_activity_at < %(cutoff)s::timestamptz
+        AND NOT EXISTS (
+            SELECT FROM analytics_event AS event
+            WHERE
+                event.session_id = session.session_id
+                AND event.deleted_at IS NULL
+                AND event.timestamp >= %(cutoff)s::timestamptz
+        )
+    WINDOW by_start AS (ORDER BY session.started_at, session.id)
 ),
 
+-- The first session of each task: its range begins after the session before.
 planned AS (
     SELECT
-        cut.task_index,
-        cut.started_at AS lo_started_at,
-        cut.id AS lo_id,
-        COALESCE(LEAD(cut.started_at) OVER (ORDER BY cut.task_index), %(cutoff)s::timestamptz) AS hi_started_at,
-        COALESCE(LEAD(cut.id) OVER (ORDER BY cut.task_index), '') AS hi_id
-    FROM cut
+        numbered.previous_started_at AS lo_started_at,
+        numbered.previous_id AS lo_id,
+        numbered.number / (task.batches * %(batch_size)s::int) AS task_index,
+        LEAD(numbered.previous_started_at, 1, %(cutoff)s::timestamptz) OVER by_number AS hi_started_at,
+        LEAD(numbered.previous_id, 1, '') OVER by_number AS hi_id
+    FROM numbered
+    CROSS JOIN task
+    WHERE MOD(numbered.number, task.batches * %(batch_size)s::int) = 0
+    WINDOW by_number AS (ORDER BY numbered.number)
 )
 
 SELECT
@@ -69,27 +61,15 @@ SELECT
         CONCAT_WS(
             '-',
             planned.task_index * task.batches + 1,
-            CASE WHEN task.batches > 1 THEN LEAST((planned.task_index + 1) * task.batches, task.total) END
+            CASE
+                WHEN task.batches > 1 AND planned.task_index * task.batches + 1 < task.total
+                    THEN LEAST((planned.task_index + 1) * task.batches, task.total)
+            END
         ),
         task.total,
         TO_CHAR(planned.hi_started_at, 'YYYY-MM-DD HH24:MI')
     ) AS label
 FROM planned
 CROSS JOIN task
-WHERE
-    NOT %(dry_run)s::boolean
-    AND EXISTS (
-        SELECT FROM analytics_session AS session
-        WHERE
-            (session.started_at, session.id) > (planned.lo_started_at, planned.lo_id)
-            AND session.started_at < %(cutoff)s::timestamptz
-            AND session.last_activity_at < %(cutoff)s::timestamptz
-            AND NOT EXISTS (
-                SELECT FROM analytics_event AS event
-                WHERE
-                    event.session_id = session.session_id
-                    AND event.deleted_at IS NULL
-                    AND event.timestamp >= %(cutoff)s::timestamptz
-            )
-    )
+WHERE NOT %(dry_run)s::boolean
 ORDER BY planned.task_index;

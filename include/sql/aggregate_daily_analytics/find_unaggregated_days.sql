@@ -1,6 +1,6 @@
--- Finds expired days that have events but no daily stats: deleting them would lose them uncounted.
--- Params: cutoff (timestamptz), timezone (IANA name).
--- Result: no row when every day is aggregated, else one row: problem (text).
+-- Finds days that are over and have events, but no daily stats for every website that has them.
+-- Params: before (timestamptz, the start of a day; NULL: the start of today), timezone (IANA name).
+-- Result: one row per day, oldest first, at most 1000, the parameters of aggregate_day.sql: day, timezone.
 -- Jumps through the index on (website_id, timestamp) from website to website and from day to day instead of
 -- reading the events.
 WITH RECURSIVE website AS (
@@ -39,7 +39,10 @@ day_start AS (
             event.website_id = day_start.website_id
             AND event.deleted_at IS NULL
             AND event.timestamp >= day_start.next_day
-            AND event.timestamp < %(cutoff)s::timestamptz
+            AND event.timestamp < COALESCE(
+                %(before)s::timestamptz,
+                (NOW() AT TIME ZONE %(timezone)s)::date::timestamp AT TIME ZONE %(timezone)s
+            )
         ORDER BY event.timestamp LIMIT 1
     ) AS first_event
 ),
@@ -58,10 +61,9 @@ missing AS (
 )
 
 SELECT
-    FORMAT(
-        'Nothing was deleted: %%s expired website-day(s) have events but no daily stats; '
-        'run aggregate_daily_analytics with from = %%s and to = %%s, then clear this task.',
-        COUNT(*), MIN(missing.date), MAX(missing.date)
-    ) AS problem
+    missing.date::text AS day,
+    %(timezone)s AS timezone
 FROM missing
-HAVING COUNT(*) > 0;
+GROUP BY missing.date
+ORDER BY missing.date
+LIMIT 1000;

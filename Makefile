@@ -1,0 +1,47 @@
+# `make help` lists what there is.
+PYTHON ?= python3
+VENV = .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/ready
+SOURCES = dags plugins include tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint schema lock clean
+
+help:  ## List the commands
+	@sed -n 's/^\([a-z]*\):.*  ## /\1  /p' $(MAKEFILE_LIST) | awk '{c=$$1; $$1=""; printf "make %-8s%s\n", c, $$0}'
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12"; exit 1; }
+	@echo "Installing requirements.txt into $(VENV) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@# Older pips cannot check the hashes of requirements with extras.
+	@$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=26'
+	@$(BIN)/pip install --quiet -r requirements.txt
+	@touch $@
+
+demo: $(READY)  ## Run the three jobs in a real Airflow on sample traffic (KEEP=0: stop at the end; DATA=folder: own traffic)
+	@KEEP='$(KEEP)' DATA='$(DATA)' $(BIN)/python include/demo/demo.py
+
+test: $(READY)  ## Run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(READY)  ## Check the Python and SQL files, changing nothing
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/sqlfluff lint include
+
+schema: $(READY)  ## Install our table, indexes and grants: make schema DSN=postgresql://owner@host/database
+	@$(BIN)/python dags/web_analytics/schema.py "$(DSN)"
+
+lock: $(READY)  ## Pin the versions of requirements.in in requirements.txt (needs uv), as they were at the end of DATE
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	  --custom-compile-command 'make lock DATE=$(DATE)' --exclude-newer $(DATE) requirements.in -o requirements.txt
+
+clean:  ## Remove what the other commands made
+	@pid=.state/postgres/data/postmaster.pid; [ ! -e $$pid ] || kill -INT "$$(head -n 1 $$pid)" || true
+	@[ ! -e .state/postgres ] || rm -rf "$$(readlink -f .state/postgres)"  # for root, a link to where nobody may go
+	@rm -rf $(VENV) .state .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

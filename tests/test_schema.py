@@ -1,0 +1,209 @@
+"""The installer of our table, the indexes and the grants, on a database that the application already uses."""
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import postgres
+import psycopg
+import pytest
+from conftest import BACKGROUND, ROOT, Database
+from web_analytics import schema
+
+SEARCH_PATH = "analytics,public"
+
+
+@pytest.fixture
+def shop(server: postgres.Server) -> Iterator[Database]:
+    """A shop's database: the application's tables with some rows, and nothing of ours."""
+    name = f"shop_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    shop = Database(server.dsn(name))
+    shop.connection.execute((ROOT / "include" / "demo" / "application.sql").read_bytes())
+    for n in range(3):
+        shop.event(f"2024-01-0{n + 1}T00:00Z")
+        shop.session(shop.value("SELECT NOW()"), shop.value("SELECT NOW()"))
+    yield shop
+    shop.close_connections()
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def run(dsn: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the installer's command line."""
+    command = [sys.executable, str(ROOT / "dags" / "web_analytics" / "schema.py"), dsn, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def catalog(database: Database) -> list[dict[str, Any]]:
+    """Everything that the installer could make or change: relations, columns, privileges, comments, schemas."""
+    return database.query(
+        """
+        SELECT
+            pg_class.oid::text, pg_namespace.nspname, relname, relkind::text, relfilenode::text, relacl::text,
+            nspacl::text, OBJ_DESCRIPTION(pg_class.oid, 'pg_class') AS comment, pg_class.xmin::text,
+            (SELECT JSONB_AGG(TO_JSONB(pg_attribute) ORDER BY attnum) FROM pg_attribute WHERE attrelid = pg_class.oid)
+                AS columns,
+            (SELECT JSONB_AGG(description ORDER BY objsubid) FROM pg_description WHERE objoid = pg_class.oid) AS comments,
+            (SELECT indisvalid FROM pg_index WHERE indexrelid = pg_class.oid) AS valid
+        FROM pg_class INNER JOIN pg_namespace ON pg_namespace.oid = relnamespace
+        WHERE nspname !~ '^(pg_|information_schema)'
+        ORDER BY pg_class.oid
+        """
+    )
+
+
+def rows(database: Database) -> list[list[dict[str, Any]]]:
+    """The application's rows and their versions."""
+    return [
+        database.query(f"SELECT *, ctid::text, xmin::text FROM analytics_{table} ORDER BY id")
+        for table in ("event", "session")
+    ]
+
+
+def problems(database: Database) -> Any:
+    return database.run("check_database.sql", database.connection)
+
+
+def test_a_database_with_the_applications_tables_and_rows(shop: Database) -> None:
+    before = rows(shop)
+    assert problems(shop) != []
+    schema.install(shop.dsn, SEARCH_PATH)
+    assert problems(shop) == []
+    assert rows(shop) == before
+    assert shop.value("SELECT 'analytics.analytics_daily_stats'::regclass = 'analytics_daily_stats'::regclass")
+
+
+def test_the_role_may_do_what_the_jobs_need_and_no_more(shop: Database) -> None:
+    schema.install(shop.dsn, SEARCH_PATH)
+    query = """
+        SELECT relname || ' ' || privilege AS granted
+        FROM pg_class
+        CROSS JOIN UNNEST('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) AS privilege
+        WHERE relname ~ '^analytics_.*[a-z]$' AND relkind = 'r' AND HAS_TABLE_PRIVILEGE('analytics_jobs', oid, privilege)
+        UNION ALL
+        SELECT relname || ' UPDATE ' || attname
+        FROM pg_class INNER JOIN pg_attribute ON attrelid = pg_class.oid
+        WHERE
+            relname = 'analytics_session' AND attnum > 0
+            AND HAS_COLUMN_PRIVILEGE('analytics_jobs', pg_class.oid, attnum, 'UPDATE')
+        ORDER BY granted
+    """
+    assert [row["granted"] for row in shop.query(query)] == [
+        "analytics_daily_stats INSERT",
+        "analytics_daily_stats SELECT",
+        "analytics_daily_stats UPDATE",
+        "analytics_event DELETE",
+        "analytics_event SELECT",
+        "analytics_session DELETE",
+        "analytics_session SELECT",
+        "analytics_session UPDATE duration_seconds",
+        "analytics_session UPDATE ended_at",
+        "analytics_session UPDATE updated_at",
+    ]
+
+
+def test_installed_twice_is_installed_once(shop: Database) -> None:
+    schema.install(shop.dsn, SEARCH_PATH)
+    shop.event("2024-01-01T00:00Z")
+    shop.run("aggregate_daily_analytics/aggregate_day.sql", shop.connection, day="2024-01-01", timezone="UTC")
+    stats = shop.query("SELECT * FROM analytics_daily_stats")
+    before = catalog(shop)
+    schema.install(shop.dsn, SEARCH_PATH)
+    # A repeated GRANT or COMMENT writes the same content into a new version of the catalog's row.
+    versions: dict[str, Any] = {"xmin": None}
+    assert [row | versions for row in catalog(shop)] == [row | versions for row in before]
+    assert shop.query("SELECT * FROM analytics_daily_stats") == stats
+    assert len(stats) == 1
+
+
+def test_another_table_with_the_name_of_ours_stays_untouched(shop: Database) -> None:
+    shop.connection.execute(
+        "CREATE TABLE public.analytics_daily_stats (id text PRIMARY KEY, date timestamptz, pageviews int);"
+        "INSERT INTO public.analytics_daily_stats VALUES ('a', NOW(), 7)"
+    )
+    query = "SELECT *, ctid::text, xmin::text FROM public.analytics_daily_stats"
+    before = catalog(shop), shop.query(query)
+    schema.install(shop.dsn, SEARCH_PATH)
+    assert problems(shop) == []
+    assert shop.value("SELECT COUNT(*) FROM analytics.analytics_daily_stats") == 0
+    theirs = [row for row in catalog(shop) if row["nspname"] == "public" and "daily_stats" in row["relname"]]
+    acl: dict[str, Any] = {"nspacl": None}
+    assert [row | acl for row in theirs] == [row | acl for row in before[0] if "daily_stats" in row["relname"]]
+    assert shop.query(query) == before[1]
+
+
+def test_schemas_of_other_names(shop: Database) -> None:
+    shop.connection.execute(
+        'CREATE SCHEMA "My Shop"; ALTER TABLE analytics_event SET SCHEMA "My Shop";'
+        'ALTER TABLE analytics_session SET SCHEMA "My Shop"'
+    )
+    path = 'stats,"My Shop"'
+    done = run(shop.dsn, "--search-path", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    with shop.connect(options="") as connection:
+        connection.execute("SELECT set_config('search_path', %s, false)", [path])
+        assert shop.run("check_database.sql", connection) == []
+    assert shop.value("SELECT to_regclass('stats.analytics_daily_stats') IS NOT NULL")
+    assert shop.value("SELECT to_regnamespace('analytics') IS NULL")
+
+
+@pytest.mark.parametrize("missing", ["analytics_event", "analytics_session"])
+def test_without_the_applications_tables_one_sentence_says_so(shop: Database, missing: str) -> None:
+    shop.connection.execute(f"DROP TABLE {missing}".encode())
+    done = run(shop.dsn)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        f"The schema was not installed: table {missing} is not in analytics,public: create it"
+    )
+    assert done.stderr.count("\n") == 1
+    assert shop.value("SELECT to_regclass('analytics_daily_stats') IS NULL")
+
+
+def test_a_server_that_does_not_answer_is_one_sentence() -> None:
+    done = run(f"postgresql://postgres@127.0.0.1:{postgres.free_port()}/shop")
+    assert done.returncode == 1
+    assert done.stderr.startswith("The schema was not installed: connection failed")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_invalid_index_is_built_again(shop: Database) -> None:
+    schema.install(shop.dsn, SEARCH_PATH)
+    names = "'analytics_event_timestamp_id_idx'::regclass, 'analytics_session_open_idx'::regclass"
+    shop.connection.execute(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid IN ({names})".encode())
+    # An invalid index of the application is none of ours.
+    theirs = "analytics_event_session_id_idx"
+    shop.connection.execute(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{theirs}'::regclass".encode())
+    oid = shop.value(f"SELECT '{theirs}'::regclass::oid")
+    assert len(problems(shop)) == 2
+    schema.install(shop.dsn, SEARCH_PATH)
+    assert problems(shop) == []
+    assert shop.value(f"SELECT '{theirs}'::regclass::oid") == oid
+    assert shop.value("SELECT COUNT(*) FROM pg_index WHERE NOT indisvalid") == 1
+
+
+@pytest.mark.parametrize("table", ["event", "session"])
+def test_a_live_application_writes_on_while_the_indexes_are_built(shop: Database, table: str) -> None:
+    with shop.connect() as application, shop.connect(options="-c search_path=public -c lock_timeout=1s") as visitor:
+        with application.transaction():
+            application.execute(f"UPDATE analytics_{table} SET updated_at = NOW()".encode())
+            installed = BACKGROUND.submit(schema.install, shop.dsn, SEARCH_PATH)
+            shop.wait_until(
+                "SELECT COUNT(*) = 1 FROM pg_stat_activity WHERE datname = current_database()"
+                " AND query ~ 'CREATE INDEX' AND pid <> pg_backend_pid() AND wait_event_type = 'Lock'"
+            )
+            # It waits for the application's transaction to end, and lets everybody else write meanwhile.
+            application.execute(f"UPDATE analytics_{table} SET updated_at = NOW()".encode())
+            visitor.execute(
+                "INSERT INTO analytics_event (id, website_id, pathname, visitor_id, session_id, timestamp)"
+                " VALUES ('new', 'site', '/', 'visitor', 'session', NOW());"
+                "INSERT INTO analytics_session (id, website_id, visitor_id, session_id, entry_page, started_at, last_activity_at)"
+                " VALUES ('new', 'site', 'visitor', 'session', '/', NOW(), NOW())"
+            )
+            assert not installed.done()
+        installed.result(timeout=20)
+    assert problems(shop) == []
+    assert shop.value("SELECT COUNT(*) FROM analytics_event") == 4
