@@ -84,7 +84,7 @@ def test_house_rules(dag_id: str) -> None:
             name = SHARED.get((dag_id, task.task_id), f"{dag_id}/{task.task_id}.sql")
             file = SQL / name
             # Airflow has read the file of an ordinary task by now; that of a mapped one is read when it runs.
-            assert sql in (file.read_text().rstrip("\n"), name)
+            assert sql in (file.read_text(), name)
             files.add(file)
     assert set((SQL / dag_id).glob("*.sql")) <= files
 
