@@ -45,7 +45,6 @@ def plan_days(unaggregated, params=None, dag_run=None):
     **JOB,
     doc_md=__doc__,
     schedule=settings.aggregate_schedule,
-    start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
     params={
         "stat_date": date_param("Day", "The day to aggregate; empty: the day before"),
         "from": date_param("From", "First day of a range to aggregate"),

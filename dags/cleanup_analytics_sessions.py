@@ -11,7 +11,6 @@ closed and have been idle since. A session with activity within `idle_minutes` i
 **Re-run**: any time. **On failure**: batches that were committed stay; the next run, ten minutes later, does the rest.
 """
 
-import pendulum
 from airflow.sdk import Param, dag
 
 from web_analytics.job import JOB, check_database
@@ -26,7 +25,6 @@ CLOSED = "[Analytics Cleanup] ✅ Closed session {session_id} (duration: {durati
     **JOB,
     doc_md=__doc__,
     schedule=settings.cleanup_schedule,
-    start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
     params={
         "idle_minutes": Param(
             settings.session_timeout_minutes,

@@ -10,10 +10,11 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
-import traffic
-from conftest import DATA, LOGIN, SQL, Database
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import traffic
+from conftest import DATA, LOGIN, SQL, Database
 
 FILE = "aggregate_daily_analytics/aggregate_day.sql"
 DAY = "2024-01-15"
@@ -207,7 +208,7 @@ def test_the_top_ten_break_ties_in_byte_order(database: Database, column: str, t
         database.connection.execute(
             f'ALTER TABLE analytics_event ALTER COLUMN {column} TYPE text COLLATE "{collation["collname"]}"'.encode()
         )
-    ties = ["/Z", "/a", "/é", "/B", "/_", "/aa", "/~", "/日本", "/É", "/A", "/b"]  # noqa: RUF001
+    ties = ["/Z", "/a", "/é", "/B", "/_", "/aa", "/~", "/日本", "/É", "/A", "/b"]
     assert len(ties) == 11
     for item in [*ties, "/most", "/most", "/most", "/more", "/more"]:
         database.event(NOON, **{column: item})

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import LOGIN, SQL, Database
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from conftest import LOGIN, SQL, Database
 
 FOLDER = "archive_old_analytics"
 DELETE_EVENTS = f"{FOLDER}/delete_event_batch.sql"
@@ -29,7 +30,13 @@ def count_expired(database: Database, retention_days: int = 90, timezone: str = 
 
 
 def plan(database: Database, table: str, expired: int, batch_size: int = 1000, **parameters: Any) -> Any:
-    defaults = {"cutoff": CUTOFF, "expired": expired, "batch_size": batch_size, "timezone": "UTC", "dry_run": False}
+    defaults: dict[str, Any] = {
+        "cutoff": CUTOFF,
+        "expired": expired,
+        "batch_size": batch_size,
+        "timezone": "UTC",
+        "dry_run": False,
+    }
     return database.run(f"{FOLDER}/plan_{table}_batches.sql", **defaults | parameters)
 
 
@@ -41,8 +48,8 @@ def delete_events(
     **parameters: Any,
 ) -> int:
     """Delete one batch of the events after `after` up to and including `to`."""
-    defaults = {"cutoff": CUTOFF, "batch_size": 1000, "timezone": timezone}
-    bounds = {"lo_timestamp": after[0], "lo_id": after[1], "hi_timestamp": to[0], "hi_id": to[1]}
+    defaults: dict[str, Any] = {"cutoff": CUTOFF, "batch_size": 1000, "timezone": timezone}
+    bounds: dict[str, Any] = {"lo_timestamp": after[0], "lo_id": after[1], "hi_timestamp": to[0], "hi_id": to[1]}
     return int(database.run(DELETE_EVENTS, **defaults | bounds | parameters))
 
 
@@ -53,7 +60,7 @@ def delete_sessions(
     batch_size: int = 1000,
 ) -> int:
     """Delete one batch of the sessions after `after` up to and including `to`."""
-    bounds = {"lo_started_at": after[0], "lo_id": after[1], "hi_started_at": to[0], "hi_id": to[1]}
+    bounds: dict[str, Any] = {"lo_started_at": after[0], "lo_id": after[1], "hi_started_at": to[0], "hi_id": to[1]}
     return int(database.run(DELETE_SESSIONS, cutoff=CUTOFF, batch_size=batch_size, **bounds))
 
 
@@ -62,8 +69,8 @@ def archive(database: Database, cutoff: datetime, batch_size: int, timezone: str
     connection = database.connection
     common = {"cutoff": cutoff, "timezone": timezone, "batch_size": batch_size, "dry_run": False}
     plans = {}
-    for table in TIME:
-        expired = database.value(f"SELECT COUNT(*) FROM analytics_{table} WHERE {TIME[table]} < %s", cutoff)
+    for table, time in TIME.items():
+        expired = database.value(f"SELECT COUNT(*) FROM analytics_{table} WHERE {time} < %s", cutoff)
         plans[table] = database.run(f"{FOLDER}/plan_{table}_batches.sql", connection, **common, expired=expired)
     return {
         table: [
@@ -159,15 +166,23 @@ class TestCountExpired:
 
 def insert(database: Database, table: str, rows: int, ties: int = 7) -> None:
     """Expired rows with ids in no order, `ties` of them at each moment, and as many rows that are kept."""
-    time = (
-        f"timestamp, pathname, session_id) SELECT MD5(i::text), 'site', '1', {{moment}}, '/', 'session'"
-        if table == "event"
-        else "started_at, last_activity_at, entry_page, session_id) SELECT MD5(i::text), 'site', '1', {moment}, {moment}, '/', i"
-    )
-    moment = f"'{CUTOFF}'::timestamptz + (DIV(i - 1, {ties}) * INTERVAL '1 second' - INTERVAL '1 day') * SIGN({rows} - i + 0.5)"
+    columns, values = {
+        "event": ("pathname, session_id, timestamp", "'session', new.moment"),
+        "session": ("entry_page, session_id, started_at, last_activity_at", "new.i, new.moment, new.moment"),
+    }[table]
     database.connection.execute(
-        f"INSERT INTO analytics_{table} (id, website_id, visitor_id, {time.format(moment=moment)} "
-        f"FROM GENERATE_SERIES(1, {2 * rows}) AS i".encode()
+        f"""
+        INSERT INTO analytics_{table} (id, website_id, visitor_id, {columns})
+        SELECT MD5(new.i::text), 'site', 'visitor', '/', {values}
+        FROM (
+            SELECT
+                i,
+                '{CUTOFF}'::timestamptz
+                + CASE WHEN i <= {rows} THEN INTERVAL '-1 day' ELSE INTERVAL '0' END
+                + DIV(i - 1, {ties}) * INTERVAL '1 second' AS moment
+            FROM GENERATE_SERIES(1, {2 * rows}) AS i
+        ) AS new
+        """.encode()
     )
 
 
@@ -413,20 +428,20 @@ class TestDeleteEventBatch:
         assert purged_days(database) == [("site", "2024-02-29")]
 
     def test_days_are_locked_in_one_order(self, database: Database) -> None:
-        # The rows lie in the other order, and there is no other index to find them by.
-        for website_id in "cba":
-            database.event(CUTOFF - HOUR, website_id=website_id)
+        # Events and rows alike come in the other order.
+        for n, website_id in enumerate("zyxwvutsrqponmlkjihgfedcba"):
+            database.event(CUTOFF - DAY + n * MICROSECOND, website_id=website_id)
             aggregate(database, (CUTOFF - DAY).date())
         with database.connect() as other:
             with other.transaction():
                 other.execute("SELECT FROM analytics_daily_stats WHERE website_id = 'a' FOR UPDATE")
                 batch = database.start(
                     DELETE_EVENTS, lo_timestamp="-infinity", lo_id="", hi_timestamp=CUTOFF, hi_id="", cutoff=CUTOFF,
-                    batch_size=10, timezone="UTC",
+                    batch_size=1000, timezone="UTC",
                 )  # fmt: skip
-                # It waits for a, so it holds neither b nor c, which others may be about to lock.
+                # It waits for a, so it holds no other row, which somebody else may have locked before waiting for a.
                 other.execute("SELECT FROM analytics_daily_stats WHERE website_id <> 'a' FOR UPDATE NOWAIT")
-            assert batch.result(timeout=10) == 3
+            assert batch.result(timeout=10) == 26
 
 
 class TestDeleteSessionBatch:

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from conftest import LOGIN, Database
 
 FILE = "check_database.sql"
@@ -159,7 +160,7 @@ def test_an_index_of_another_name_serves(database: Database) -> None:
 )
 def test_a_missing_privilege(database: Database, table: str, privilege: str) -> None:
     problem = only_problem(database, f"REVOKE {privilege} ON {table} FROM analytics_jobs")
-    assert problem.startswith(f"Role {LOGIN} lacks {privilege.split()[0]} on table {table}: ")
+    assert problem.startswith(f"Role {LOGIN} lacks {privilege.split(maxsplit=1)[0]} on table {table}: ")
     assert "make the role a member of analytics_jobs" in problem
 
 

@@ -4,9 +4,10 @@ from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import LOGIN, SQL, Database
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from conftest import LOGIN, SQL, Database
 
 FILE = "aggregate_daily_analytics/find_unaggregated_days.sql"
 AGGREGATE = "aggregate_daily_analytics/aggregate_day.sql"

@@ -64,9 +64,7 @@ def wait_for_statement(database: Database, active: bool, seconds: float) -> None
         time.sleep(0.05)
 
 
-def test_session_settings_win_over_the_connections_own(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_session_settings_win_over_the_connections_own(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = os.environ["AIRFLOW_CONN_ANALYTICS_DB"]
     monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_DB", uri + "%20-c%20lock_timeout%3D99s&application_name=theirs")
     row = execute(
@@ -138,9 +136,7 @@ def test_a_server_notice_is_logged(database: Database, log: Log) -> None:
 
 
 @pytest.mark.parametrize(("size", "statements"), [(3, 4), (5, 3), (10, 2), (11, 1)])
-def test_repeats_until_a_batch_is_not_full(
-    numbers: Database, log: Log, size: int, statements: int
-) -> None:
+def test_repeats_until_a_batch_is_not_full(numbers: Database, log: Log, size: int, statements: int) -> None:
     assert execute(BATCH, parameters={"batch_size": size}, repeat=True) == 10
     assert sum(line.startswith("PostgreSQL: ") for line in log.lines()) == statements
 
@@ -163,9 +159,10 @@ def test_pauses_after_each_batch(numbers: Database) -> None:
     assert time.monotonic() - started >= 0.6
 
 
-def test_error_rows_fail_the_task_for_good(numbers: Database) -> None:
-    with pytest.raises(AirflowFailException, match="^2 is wrong. 3 is wrong.$"):
-        execute("SELECT n FROM number WHERE n IN (2, 3) ORDER BY n", messages={"error": "{n} is wrong."})
+def test_error_rows_are_named_and_fail_the_task_for_good(numbers: Database, log: Log) -> None:
+    with pytest.raises(AirflowFailException, match="^2 is wrong.$"):
+        execute("SELECT n FROM number WHERE n > 1 ORDER BY n", messages={"error": "{n} is wrong."}, row_messages=2)
+    assert log.lines("error") == ["2 is wrong.", "3 is wrong."]
 
 
 def test_undefined_connection_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,9 +173,17 @@ def test_undefined_connection_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("sql", "error", "sentence"),
     [
-        ("SELECT 1 FROM nothing", psycopg.errors.UndefinedTable, 'relation "nothing" does not exist (42P01). Run "make'),
+        (
+            "SELECT 1 FROM nothing",
+            psycopg.errors.UndefinedTable,
+            'relation "nothing" does not exist (42P01). Run "make',
+        ),
         ("SELECT nothing", psycopg.errors.UndefinedColumn, "Check search_path"),
-        ("TRUNCATE analytics_event", psycopg.errors.InsufficientPrivilege, "permission denied for table analytics_event"),
+        (
+            "TRUNCATE analytics_event",
+            psycopg.errors.InsufficientPrivilege,
+            "permission denied for table analytics_event",
+        ),
         ("SELEKT 1", psycopg.errors.SyntaxError, "syntax error"),
     ],
 )

@@ -6,9 +6,10 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import postgres
 import psycopg
 import pytest
+
+import postgres
 from conftest import BACKGROUND, ROOT, Database
 from web_analytics import schema
 
@@ -118,6 +119,26 @@ def test_installed_twice_is_installed_once(shop: Database) -> None:
     assert [row | versions for row in catalog(shop)] == [row | versions for row in before]
     assert shop.query("SELECT * FROM analytics_daily_stats") == stats
     assert len(stats) == 1
+
+
+def test_the_owner_need_not_be_allowed_to_create_roles(shop: Database, template: str) -> None:
+    # The template's installation has made the role of the jobs.
+    name = shop.value("SELECT current_database()")
+    shop.connection.execute(
+        f"""
+        CREATE ROLE shop_owner LOGIN;
+        ALTER DATABASE {name} OWNER TO shop_owner;
+        ALTER TABLE analytics_event OWNER TO shop_owner;
+        ALTER TABLE analytics_session OWNER TO shop_owner
+        """.encode()
+    )
+    try:
+        for _ in range(2):
+            done = run(shop.dsn.replace("postgres@", "shop_owner@"))
+            assert (done.returncode, done.stderr) == (0, "")
+        assert problems(shop) == []
+    finally:
+        shop.connection.execute("REASSIGN OWNED BY shop_owner TO postgres; DROP ROLE shop_owner")
 
 
 def test_another_table_with_the_name_of_ours_stays_untouched(shop: Database) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from html import escape
 from typing import Any
 from urllib.parse import quote
 
@@ -64,7 +65,9 @@ def _mail(subject: str, text: str) -> None:
     from airflow.providers.smtp.hooks.smtp import SmtpHook
 
     with SmtpHook(smtp_conn_id=SMTP_CONNECTION_ID) as smtp:
-        smtp.send_email_smtp(to=str(settings.alert_email), subject=subject, html_content=text.replace("\n", "<br>"))
+        smtp.send_email_smtp(
+            to=str(settings.alert_email), subject=subject, html_content=escape(text).replace("\n", "<br>")
+        )
 
 
 def _slack(subject: str, text: str) -> None:

@@ -102,8 +102,8 @@ class PostgresOperator(SQLExecuteQueryOperator):
     :param messages: log lines, as ``str.format`` templates over the parameters, the columns of a row, ``count`` (rows
         of this statement) and ``total`` (rows of this task so far, on top of the parameter ``done``). Keys:
         ``start``; ``batch``, after each statement that had rows; ``row``, for each row up to `row_messages`;
-        ``end``, at the end; ``none``, at the end in place of ``end`` when there were no rows; ``error``, fail with this
-        line for each row, up to `row_messages`.
+        ``end``, at the end; ``none``, at the end in place of ``end`` when there were no rows; ``error``, for each row up
+        to `row_messages`, and the task fails.
     :param row_messages: the number of rows that one task names at most.
     :param returns: what goes to XCom: ``count`` (rows affected, int), ``row`` (the first row as a dict) or ``rows``
         (all rows as a list of dicts).
@@ -165,12 +165,12 @@ class PostgresOperator(SQLExecuteQueryOperator):
             row_messages -= len(rows[:row_messages])
             if self.repeat and count:
                 time.sleep(self.pause)
-            if batch == batches or count < int(parameters.get("batch_size", 0)):
+            if batch == batches or count < int(parameters["batch_size"]):
                 break
         if rows and "error" in self.messages:
-            more = f" And {len(rows) - self.row_messages} more." if len(rows) > self.row_messages else ""
-            sentences = [self.messages["error"].format_map(row) for row in rows[: self.row_messages]]
-            raise AirflowFailException(" ".join(sentences) + more)
+            for row in rows[: self.row_messages]:
+                self.log.error(self.messages["error"].format_map(row))
+            raise AirflowFailException(self.messages["error"].format_map(rows[0]))
         self._say("end" if affected or "none" not in self.messages else "none", parameters | {"total": affected})
         return {"count": affected, "row": rows[0] if rows else None, "rows": rows}[self.returns]
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -161,9 +161,8 @@ def run_dags(airflow: Airflow, server: postgres.Server) -> bool:
     print()
     with psycopg.connect(server.dsn("analytics"), autocommit=True) as database:
         database.execute("SET search_path = analytics, public")
-        first, last = closed_days(database)
         due = report.due_sessions(database)
-        aggregate = airflow.trigger(AGGREGATE, {"from": str(first), "to": str(last)})
+        aggregate = airflow.trigger(AGGREGATE)
         cleanup = airflow.trigger(CLEANUP)
         # Both are watched to their ends, whatever the first one's is.
         if not all([watch(airflow, AGGREGATE, aggregate), watch(airflow, CLEANUP, cleanup)]):
@@ -187,7 +186,7 @@ def watch(airflow: Airflow, dag_id: str, run_id: str) -> bool:
     instances = f"{run}/taskInstances?limit=5"
     retried = set()
     progress = ""
-    while (state := airflow.call("GET", run)["state"]) not in ("success", "failed"):
+    while (finished := airflow.call("GET", run))["state"] not in ("success", "failed"):
         active = airflow.call("GET", f"{instances}&state=running&state=up_for_retry")["task_instances"]
         for task in active:
             log = airflow.task_log(dag_id, run_id, task)
@@ -202,7 +201,9 @@ def watch(airflow: Airflow, dag_id: str, run_id: str) -> bool:
                 progress += f" {done}/{airflow.call('GET', mapped)['total_entries']}"
         line.show(f"{dag_id:<27} {progress}")
         time.sleep(1)
-    if state == "success":
+    # The run's own time: it may have run beside another one that was watched before it.
+    line.started -= max(0, finished["duration"] - (time.monotonic() - line.started))
+    if finished["state"] == "success":
         line.done(f"{dag_id:<27} {airflow.call('GET', instances)['total_entries']} tasks")
         return True
     line.done(f"{dag_id:<27} failed", mark="✗")
@@ -225,20 +226,6 @@ def print_batches(airflow: Airflow, run_id: str) -> None:
             report.table(("batch", "rows deleted", "took"), rows)
         if mapped["total_entries"] > len(rows):
             print(f"      and {mapped['total_entries'] - len(rows)} more")
-
-
-def closed_days(database: psycopg.Connection) -> tuple[date, date]:
-    """The first and the last day with events, of those that are over. ValueError if there is none."""
-    row = database.execute(
-        """
-        SELECT MIN(day), MAX(day) FILTER (WHERE day < (now() AT TIME ZONE %(zone)s)::date)
-        FROM (SELECT (timestamp AT TIME ZONE %(zone)s)::date AS day FROM analytics_event) AS event
-        """,
-        {"zone": os.environ.get("ANALYTICS_TIMEZONE") or "UTC"},
-    ).fetchone()
-    if row is None or row[1] is None:
-        raise ValueError("The traffic has no day that is over: there is nothing to aggregate.")
-    return row[0], row[1]
 
 
 def _create_database(admin: psycopg.Connection, name: str, template: str = "template1") -> None:

@@ -2,7 +2,10 @@
 
 DO $$
 BEGIN
-    CREATE ROLE analytics_jobs NOLOGIN;
+    -- Asked first, so that an owner who may not create roles can install once somebody else has made this one.
+    IF TO_REGROLE('analytics_jobs') IS NULL THEN
+        CREATE ROLE analytics_jobs NOLOGIN;
+    END IF;
 EXCEPTION
     WHEN duplicate_object THEN NULL;
 END
