@@ -25,7 +25,7 @@ SQL = ROOT / "include" / "sql"
 DATA = ROOT.parent / "shared" / "data"
 sys.path += [str(ROOT / "dags"), str(ROOT / "include" / "demo")]
 
-import postgres  # noqa: E402
+import postgres
 
 LOGIN = "airflow_jobs"
 """The role that the jobs use in the tests: a member of analytics_jobs and nothing else."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
+
 from conftest import ROOT
 from web_analytics.job import JOB
 

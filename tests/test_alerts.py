@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+
 from conftest import Database
 from dag_runs import run_dag
 from postgres import free_port
@@ -27,7 +28,7 @@ class MailBox:
     def __init__(self) -> None:
         self.mails: list[EmailMessage] = []
 
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 (aiosmtpd's name)
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         """Accept one mail."""
         self.mails.append(BytesParser(EmailMessage, policy=default).parsebytes(envelope.content))
         return "250 OK"
@@ -114,7 +115,8 @@ def test_no_message_for_a_run_that_succeeds(
     database: Database, mails: list[EmailMessage], slack: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_dag("cleanup_analytics_sessions", capsys).state == "success"
-    assert mails == slack == []
+    assert not mails
+    assert not slack
 
 
 def test_quietly_off_without_connections(

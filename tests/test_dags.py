@@ -6,6 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
+
 from conftest import ROOT, SQL, Database
 from dag_runs import Run, dags, run_dag
 

@@ -4,6 +4,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
+
 from web_analytics.days import MAX_DAYS, days_to_aggregate
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)

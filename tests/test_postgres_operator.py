@@ -10,10 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import postgres
 import psycopg
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
+
+import postgres
 from conftest import ROOT, Database
 from web_analytics.postgres import PostgresOperator
 
@@ -160,7 +161,7 @@ def test_pauses_after_each_batch(numbers: Database) -> None:
 
 
 def test_error_rows_are_named_and_fail_the_task_for_good(numbers: Database, log: Log) -> None:
-    with pytest.raises(AirflowFailException, match="^2 is wrong.$"):
+    with pytest.raises(AirflowFailException, match=r"^2 is wrong\.$"):
         execute("SELECT n FROM number WHERE n > 1 ORDER BY n", messages={"error": "{n} is wrong."}, row_messages=2)
     assert log.lines("error") == ["2 is wrong.", "3 is wrong."]
 
