@@ -117,6 +117,7 @@ class TestCountExpired:
             ("2024-10-20T12:00Z", 14, "Australia/Lord_Howe"),
             ("2024-10-20T12:00Z", 15, "Australia/Lord_Howe"),
             ("2018-11-14T12:00Z", 10, "America/Sao_Paulo"),  # that day began at one o'clock
+            ("2024-11-10T12:00Z", 14, "Atlantic/Azores"),  # that day had two midnights
         ],
     )
     def test_the_cutoff_is_the_start_of_a_day(

@@ -143,6 +143,13 @@ def test_an_index_of_another_name_serves(database: Database) -> None:
     assert problems(database) == []
 
 
+def test_the_missing_function(database: Database) -> None:
+    database.connection.execute("DROP FUNCTION analytics_day_start")
+    assert problems(database) == [
+        'Function analytics_day_start is missing from search_path "analytics,public": run "make schema".'
+    ]
+
+
 @pytest.mark.parametrize(
     ("table", "privilege"),
     [

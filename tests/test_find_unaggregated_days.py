@@ -103,6 +103,17 @@ def test_a_day_is_one_of_the_time_zone(database: Database, timezone: str) -> Non
     assert find(database, before, timezone) == ["2024-11-04"]
 
 
+def test_a_day_begins_with_the_first_of_two_midnights(database: Database) -> None:
+    # At 01:00 on the 27th the clocks of the Azores go back to midnight; the event is in the first of the two hours.
+    database.event(datetime(2024, 10, 26, 12, tzinfo=UTC))
+    database.event(datetime(2024, 10, 27, 0, 30, tzinfo=UTC))
+    before = datetime(2024, 11, 10, tzinfo=UTC)
+    assert find(database, before, "Atlantic/Azores") == ["2024-10-26", "2024-10-27"]
+    for day in ("2024-10-26", "2024-10-27"):
+        aggregate(database, day, "Atlantic/Azores")
+    assert find(database, before, "Atlantic/Azores") == []
+
+
 def test_a_thousand_days_at_most(database: Database) -> None:
     for days in range(1, 1002):
         database.event(BEFORE - days * DAY)

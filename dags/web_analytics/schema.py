@@ -38,7 +38,7 @@ def install(dsn: str, search_path: str) -> None:
         for (index,) in connection.execute(
             "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class ON oid = indexrelid"
             " WHERE NOT indisvalid AND relname = ANY(%s)",
-            [re.findall(r"CONCURRENTLY IF NOT EXISTS (\w+)", (FOLDER / "20_indexes.sql").read_text())],
+            [re.findall(r"CONCURRENTLY IF NOT EXISTS (\w+)", (FOLDER / "30_indexes.sql").read_text())],
         ).fetchall():
             print(f"dropping the invalid index {index}")
             connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.SQL(index)))

@@ -1,4 +1,4 @@
--- Compares the live database with what the jobs need: tables, columns and their types, privileges, indexes.
+-- Compares the live database with what the jobs need: tables, columns and their types, privileges, indexes, functions.
 -- Tables are looked for the way the jobs' own statements find them, along search_path.
 -- Result: no row when all is well, else one row per problem: problem (text), one sentence with what to do.
 WITH needed_column (table_name, column_name, type_name, privileges) AS (
@@ -43,7 +43,7 @@ needed_index (table_name, index_columns, predicate) AS (
 found_table AS (
     SELECT
         needed_table.table_name,
-        TO_REGCLASS(needed_table.table_name) AS table_oid
+        to_regclass(needed_table.table_name) AS table_oid
     FROM (SELECT DISTINCT needed_column.table_name FROM needed_column) AS needed_table
 ),
 
@@ -52,9 +52,9 @@ found_column AS (
         needed_column.*,
         found_table.table_oid,
         found.attnum,
-        FORMAT_TYPE(found.atttypid, found.atttypmod) AS found_type,
+        format_type(found.atttypid, found.atttypmod) AS found_type,
         -- Of a table that is not the right one, nothing else needs to be said.
-        BOOL_AND(found.attnum IS NOT NULL) OVER (PARTITION BY needed_column.table_name) AS table_is_right
+        bool_and(found.attnum IS NOT NULL) OVER (PARTITION BY needed_column.table_name) AS table_is_right
     FROM needed_column
     INNER JOIN found_table ON needed_column.table_name = found_table.table_name
     LEFT JOIN pg_catalog.pg_attribute AS found
@@ -66,10 +66,10 @@ found_column AS (
 )
 
 SELECT
-    FORMAT(
+    format(
         'Table %s is missing from search_path "%s": %s.',
         found_table.table_name,
-        CURRENT_SETTING('search_path'),
+        current_setting('search_path'),
         CASE
             WHEN found_table.table_name = 'analytics_daily_stats'
                 THEN 'run "make schema" and put its schema (analytics) into the connection''s search_path'
@@ -82,10 +82,10 @@ WHERE found_table.table_oid IS NULL
 UNION ALL
 
 SELECT
-    FORMAT(
+    format(
         'Table %s is not the one the jobs know (missing column(s): %s): %s.',
         found_column.table_oid,
-        STRING_AGG(found_column.column_name, ', ' ORDER BY found_column.column_name),
+        string_agg(found_column.column_name, ', ' ORDER BY found_column.column_name),
         CASE
             WHEN found_column.table_name = 'analytics_daily_stats'
                 THEN 'run "make schema" and put its schema (analytics) first in the connection''s search_path'
@@ -99,7 +99,7 @@ GROUP BY found_column.table_name, found_column.table_oid
 UNION ALL
 
 SELECT
-    FORMAT(
+    format(
         'Column %s of table %s has type %s instead of %s: check the application''s version.',
         found_column.column_name, found_column.table_oid, found_column.found_type, found_column.type_name
     )
@@ -109,9 +109,9 @@ WHERE found_column.table_is_right AND found_column.found_type <> found_column.ty
 UNION ALL
 
 SELECT
-    FORMAT(
+    format(
         'Role %s lacks %s on table %s: run "make schema" and make the role a member of analytics_jobs.',
-        CURRENT_USER,
+        current_user,
         lacking.privilege,
         lacking.table_oid
     )
@@ -120,10 +120,10 @@ FROM (
         found_column.table_oid,
         privilege.privilege
     FROM found_column
-    CROSS JOIN LATERAL UNNEST(STRING_TO_ARRAY(found_column.privileges, ',')) AS privilege (privilege)
+    CROSS JOIN LATERAL unnest(string_to_array(found_column.privileges, ',')) AS privilege (privilege)
     WHERE
         found_column.table_is_right
-        AND NOT HAS_COLUMN_PRIVILEGE(found_column.table_oid, found_column.attnum, privilege.privilege)
+        AND NOT has_column_privilege(found_column.table_oid, found_column.attnum, privilege.privilege)
     UNION
     SELECT
         found_table.table_oid,
@@ -131,17 +131,17 @@ FROM (
     FROM found_table
     WHERE
         found_table.table_name <> 'analytics_daily_stats'
-        AND NOT HAS_TABLE_PRIVILEGE(found_table.table_oid, 'DELETE')
+        AND NOT has_table_privilege(found_table.table_oid, 'DELETE')
 ) AS lacking
 
 UNION ALL
 
 SELECT
-    FORMAT(
+    format(
         'Table %s has no valid index on (%s)%s: run "make schema".',
         found_table.table_oid,
-        ARRAY_TO_STRING(needed_index.index_columns, ', '),
-        COALESCE(' where ' || needed_index.predicate, '')
+        array_to_string(needed_index.index_columns, ', '),
+        coalesce(' where ' || needed_index.predicate, '')
     )
 FROM needed_index
 INNER JOIN found_table ON needed_index.table_name = found_table.table_name
@@ -152,10 +152,25 @@ WHERE
         WHERE
             candidate.indrelid = found_table.table_oid
             AND candidate.indisvalid
-            AND PG_GET_EXPR(candidate.indpred, candidate.indrelid) IS NOT DISTINCT FROM needed_index.predicate
+            AND pg_get_expr(candidate.indpred, candidate.indrelid) IS NOT DISTINCT FROM needed_index.predicate
             AND (
-                SELECT ARRAY_AGG(PG_GET_INDEXDEF(candidate.indexrelid, key_position, TRUE) ORDER BY key_position)
-                FROM GENERATE_SERIES(1, CARDINALITY(needed_index.index_columns)) AS key_position
+                SELECT array_agg(pg_get_indexdef(candidate.indexrelid, key_position, TRUE) ORDER BY key_position)
+                FROM generate_series(1, cardinality(needed_index.index_columns)) AS key_position
             ) = needed_index.index_columns
+    )
+
+UNION ALL
+
+SELECT
+    format(
+        'Function analytics_day_start is missing from search_path "%s": run "make schema".',
+        current_setting('search_path')
+    )
+WHERE
+    to_regprocedure('analytics_day_start(date, text)') IS NULL
+    -- Where our table is missing as well, the sentence about it says the same.
+    AND EXISTS (
+        SELECT FROM found_column
+        WHERE found_column.table_name = 'analytics_daily_stats' AND found_column.table_is_right
     )
 ORDER BY problem;

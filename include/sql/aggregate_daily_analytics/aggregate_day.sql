@@ -29,61 +29,61 @@ counted AS MATERIALIZED (
                 SELECT
                     event.pathname,
                     event.referrer_source,
-                    GROUPING(event.pathname, event.referrer_source, event.visitor_id, event.session_id) AS absent,
-                    COUNT(*) AS events,
-                    COUNT(*) FILTER (WHERE event.event_type = 'pageview') AS pageviews,
-                    COUNT(*) FILTER (WHERE event.event_type = 'custom_event') AS custom_events
+                    grouping(event.pathname, event.referrer_source, event.visitor_id, event.session_id) AS absent,
+                    count(*) AS events,
+                    count(*) FILTER (WHERE event.event_type = 'pageview') AS pageviews,
+                    count(*) FILTER (WHERE event.event_type = 'custom_event') AS custom_events
                 FROM analytics_event AS event
                 WHERE
                     event.website_id = website.website_id
                     AND event.deleted_at IS NULL
-                    AND event.timestamp >= %(day)s::date::timestamp AT TIME ZONE %(timezone)s
-                    AND event.timestamp < (%(day)s::date + 1)::timestamp AT TIME ZONE %(timezone)s
+                    AND event.timestamp >= analytics_day_start(%(day)s::date, %(timezone)s)
+                    AND event.timestamp < analytics_day_start(%(day)s::date + 1, %(timezone)s)
                 GROUP BY
                     GROUPING SETS ((event.pathname), (event.referrer_source), (event.visitor_id), (event.session_id))
             ),
 
             page AS (
                 SELECT
-                    grouped.pathname AS item,
-                    grouped.pageviews
+                    pathname AS item,
+                    pageviews
                 FROM grouped
-                WHERE grouped.absent = b'0111'::int AND grouped.pageviews > 0
-                ORDER BY grouped.pageviews DESC, grouped.pathname COLLATE "C" ASC LIMIT 10
+                WHERE absent = b'0111'::int AND pageviews > 0
+                ORDER BY pageviews DESC, pathname COLLATE "C" ASC LIMIT 10
             ),
 
             referrer AS (
                 SELECT
-                    grouped.referrer_source AS item,
-                    grouped.pageviews
+                    referrer_source AS item,
+                    pageviews
                 FROM grouped
-                WHERE grouped.absent = b'1011'::int AND grouped.pageviews > 0 AND grouped.referrer_source <> ''
-                ORDER BY grouped.pageviews DESC, grouped.referrer_source COLLATE "C" ASC LIMIT 10
+                WHERE absent = b'1011'::int AND pageviews > 0 AND referrer_source <> ''
+                ORDER BY pageviews DESC, referrer_source COLLATE "C" ASC LIMIT 10
             )
 
             SELECT
                 website.website_id,
-                SUM(grouped.pageviews) FILTER (WHERE grouped.absent = b'0111'::int)::bigint AS total_pageviews,
-                SUM(grouped.custom_events) FILTER (WHERE grouped.absent = b'0111'::int)::bigint AS total_custom_events,
-                COUNT(*) FILTER (WHERE grouped.absent = b'1101'::int) AS unique_visitors,
-                COUNT(*) FILTER (WHERE grouped.absent = b'1110'::int) AS unique_sessions,
-                COALESCE((
+                sum(grouped.pageviews) FILTER (WHERE grouped.absent = b'0111'::int)::bigint AS total_pageviews,
+                sum(grouped.custom_events) FILTER (WHERE grouped.absent = b'0111'::int)::bigint AS total_custom_events,
+                count(*) FILTER (WHERE grouped.absent = b'1101'::int) AS unique_visitors,
+                count(*) FILTER (WHERE grouped.absent = b'1110'::int) AS unique_sessions,
+                coalesce((
                     SELECT
-                        JSONB_AGG(
-                            JSONB_BUILD_OBJECT('item', item, 'count', pageviews)
+                        jsonb_agg(
+                            jsonb_build_object('item', item, 'count', pageviews)
                             ORDER BY pageviews DESC, item COLLATE "C" ASC
                         )
                     FROM page
                 ), '[]') AS top_pages,
-                COALESCE((
+                coalesce((
                     SELECT
-                        JSONB_AGG(
-                            JSONB_BUILD_OBJECT('item', item, 'count', pageviews)
+                        jsonb_agg(
+                            jsonb_build_object('item', item, 'count', pageviews)
                             ORDER BY pageviews DESC, item COLLATE "C" ASC
                         )
                     FROM referrer
                 ), '[]') AS top_referrers,
-                SUM(grouped.events) FILTER (WHERE grouped.absent = b'0111'::int)::bigint AS total_events
+                sum(grouped.events) FILTER (WHERE grouped.absent = b'0111'::int)::bigint AS total_events
             FROM grouped
         ) AS day_total
     WHERE day_total.total_events > 0
@@ -105,7 +105,7 @@ written AS (
         top_pages,
         top_referrers,
         total_events,
-        NOW() AS aggregated_at
+        now() AS aggregated_at
     FROM counted
     ORDER BY website_id
     ON CONFLICT (website_id, date) DO UPDATE SET

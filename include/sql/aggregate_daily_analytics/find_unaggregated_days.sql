@@ -29,7 +29,7 @@ day_start AS (
     UNION
     SELECT
         day_start.website_id,
-        (first_event.date + 1)::timestamp AT TIME ZONE %(timezone)s,
+        analytics_day_start(first_event.date + 1, %(timezone)s) AS next_day,
         first_event.date
     FROM day_start
     CROSS JOIN LATERAL (
@@ -39,9 +39,9 @@ day_start AS (
             event.website_id = day_start.website_id
             AND event.deleted_at IS NULL
             AND event.timestamp >= day_start.next_day
-            AND event.timestamp < COALESCE(
+            AND event.timestamp < coalesce(
                 %(before)s::timestamptz,
-                (NOW() AT TIME ZONE %(timezone)s)::date::timestamp AT TIME ZONE %(timezone)s
+                analytics_day_start((now() AT TIME ZONE %(timezone)s)::date, %(timezone)s)
             )
         ORDER BY event.timestamp LIMIT 1
     ) AS first_event

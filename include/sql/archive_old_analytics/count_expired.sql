@@ -5,18 +5,19 @@
 -- than the cutoff.
 WITH retention AS (
     SELECT
-        ((NOW() AT TIME ZONE %(timezone)s)::date - %(retention_days)s::int)::timestamp
-        AT TIME ZONE %(timezone)s AS cutoff
+        analytics_day_start(
+            (now() AT TIME ZONE %(timezone)s)::date - %(retention_days)s::int, %(timezone)s
+        ) AS cutoff
 )
 
 SELECT
     retention.cutoff::text AS cutoff,
     (
-        SELECT COUNT(*) FROM analytics_event AS event
+        SELECT count(*) FROM analytics_event AS event
         WHERE event.timestamp < retention.cutoff
     ) AS events,
     (
-        SELECT COUNT(*) FROM analytics_session AS session
+        SELECT count(*) FROM analytics_session AS session
         WHERE
             session.started_at < retention.cutoff
             AND session.last_activity_at < retention.cutoff
@@ -28,6 +29,6 @@ SELECT
                     AND event.timestamp >= retention.cutoff
             )
     ) AS sessions,
-    PG_DATABASE_SIZE(CURRENT_DATABASE()) AS database_bytes,
-    PG_SIZE_PRETTY(PG_DATABASE_SIZE(CURRENT_DATABASE())) AS database_size
+    pg_database_size(current_database()) AS database_bytes,
+    pg_size_pretty(pg_database_size(current_database())) AS database_size
 FROM retention;

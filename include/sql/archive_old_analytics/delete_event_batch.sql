@@ -37,12 +37,12 @@ day_to_mark AS MATERIALIZED (
 
 marked AS (
     UPDATE analytics_daily_stats AS stats
-    SET raw_purged_at = NOW()
+    SET raw_purged_at = now()
     FROM day_to_mark
     WHERE stats.website_id = day_to_mark.website_id AND stats.date = day_to_mark.date
 )
 
 DELETE FROM analytics_event
 WHERE
-    analytics_event.ctid = ANY(ARRAY(SELECT batch.row_address FROM batch))
+    analytics_event.ctid = any(array(SELECT batch.row_address FROM batch))
     AND analytics_event.timestamp < %(cutoff)s::timestamptz;

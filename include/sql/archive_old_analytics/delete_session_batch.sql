@@ -21,5 +21,5 @@ WITH batch AS MATERIALIZED (
 
 DELETE FROM analytics_session
 WHERE
-    analytics_session.ctid = ANY(ARRAY(SELECT batch.row_address FROM batch))
+    analytics_session.ctid = any(array(SELECT batch.row_address FROM batch))
     AND analytics_session.last_activity_at < %(cutoff)s::timestamptz;

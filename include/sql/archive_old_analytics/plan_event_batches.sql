@@ -3,12 +3,12 @@
 --   dry_run (boolean).
 -- Result: one row per mapped task, the parameters of delete_event_batch.sql and their label; none on a dry run.
 -- Airflow maps at most 1024 tasks: beyond 1000 batches, each task gets several consecutive ones.
--- Cuts are existing rows, found by jumping through the index on (timestamp, id); ranges are (lo, hi], the last
--- one open up to the cutoff, so they cover every expired row exactly once.
+-- Cuts are existing rows, found by jumping through the index on (timestamp, id); ranges are (lo, hi], and a last one
+-- that is not full goes up to the cutoff, so they cover every expired row exactly once.
 WITH RECURSIVE task AS (
     SELECT
-        CEIL(%(expired)s::numeric / %(batch_size)s::int)::bigint AS total,
-        GREATEST(1, CEIL(%(expired)s::numeric / %(batch_size)s::int / 1000))::bigint AS batches
+        ceil(%(expired)s::numeric / %(batch_size)s::int)::bigint AS total,
+        greatest(1, ceil(%(expired)s::numeric / %(batch_size)s::int / 1000))::bigint AS batches
 ),
 
 cut AS (
@@ -40,8 +40,8 @@ planned AS (
         cut.task_index,
         cut.timestamp AS lo_timestamp,
         cut.id AS lo_id,
-        COALESCE(LEAD(cut.timestamp) OVER (ORDER BY cut.task_index), %(cutoff)s::timestamptz) AS hi_timestamp,
-        COALESCE(LEAD(cut.id) OVER (ORDER BY cut.task_index), '') AS hi_id
+        coalesce(lead(cut.timestamp) OVER (ORDER BY cut.task_index), %(cutoff)s::timestamptz) AS hi_timestamp,
+        coalesce(lead(cut.id) OVER (ORDER BY cut.task_index), '') AS hi_id
     FROM cut
 )
 
@@ -56,18 +56,18 @@ SELECT
     planned.lo_timestamp::text AS lo_timestamp,
     planned.hi_timestamp::text AS hi_timestamp,
     planned.task_index * task.batches * %(batch_size)s::int AS done,
-    FORMAT(
+    format(
         'batch %%s of %%s, to %%s',
-        CONCAT_WS(
+        concat_ws(
             '-',
             planned.task_index * task.batches + 1,
             CASE
                 WHEN task.batches > 1 AND planned.task_index * task.batches + 1 < task.total
-                    THEN LEAST((planned.task_index + 1) * task.batches, task.total)
+                    THEN least((planned.task_index + 1) * task.batches, task.total)
             END
         ),
         task.total,
-        TO_CHAR(planned.hi_timestamp, 'YYYY-MM-DD HH24:MI')
+        to_char(planned.hi_timestamp, 'YYYY-MM-DD HH24:MI')
     ) AS label
 FROM planned
 CROSS JOIN task

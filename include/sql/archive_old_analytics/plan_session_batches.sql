@@ -9,15 +9,15 @@
 -- expired row exactly once.
 WITH task AS (
     SELECT
-        CEIL(%(expired)s::numeric / %(batch_size)s::int)::bigint AS total,
-        GREATEST(1, CEIL(%(expired)s::numeric / %(batch_size)s::int / 1000))::bigint AS batches
+        ceil(%(expired)s::numeric / %(batch_size)s::int)::bigint AS total,
+        greatest(1, ceil(%(expired)s::numeric / %(batch_size)s::int / 1000))::bigint AS batches
 ),
 
 numbered AS (
     SELECT
-        ROW_NUMBER() OVER by_start - 1 AS number,
-        LAG(session.started_at, 1, '-infinity') OVER by_start AS previous_started_at,
-        LAG(session.id, 1, '') OVER by_start AS previous_id
+        row_number() OVER by_start - 1 AS number,
+        lag(session.started_at, 1, '-infinity') OVER by_start AS previous_started_at,
+        lag(session.id, 1, '') OVER by_start AS previous_id
     FROM analytics_session AS session
     WHERE
         session.started_at < %(cutoff)s::timestamptz
@@ -38,11 +38,11 @@ planned AS (
         numbered.previous_started_at AS lo_started_at,
         numbered.previous_id AS lo_id,
         numbered.number / (task.batches * %(batch_size)s::int) AS task_index,
-        LEAD(numbered.previous_started_at, 1, %(cutoff)s::timestamptz) OVER by_number AS hi_started_at,
-        LEAD(numbered.previous_id, 1, '') OVER by_number AS hi_id
+        lead(numbered.previous_started_at, 1, %(cutoff)s::timestamptz) OVER by_number AS hi_started_at,
+        lead(numbered.previous_id, 1, '') OVER by_number AS hi_id
     FROM numbered
     CROSS JOIN task
-    WHERE MOD(numbered.number, task.batches * %(batch_size)s::int) = 0
+    WHERE mod(numbered.number, task.batches * %(batch_size)s::int) = 0
     WINDOW by_number AS (ORDER BY numbered.number)
 )
 
@@ -56,18 +56,18 @@ SELECT
     planned.lo_started_at::text AS lo_started_at,
     planned.hi_started_at::text AS hi_started_at,
     planned.task_index * task.batches * %(batch_size)s::int AS done,
-    FORMAT(
+    format(
         'batch %%s of %%s, to %%s',
-        CONCAT_WS(
+        concat_ws(
             '-',
             planned.task_index * task.batches + 1,
             CASE
                 WHEN task.batches > 1 AND planned.task_index * task.batches + 1 < task.total
-                    THEN LEAST((planned.task_index + 1) * task.batches, task.total)
+                    THEN least((planned.task_index + 1) * task.batches, task.total)
             END
         ),
         task.total,
-        TO_CHAR(planned.hi_started_at, 'YYYY-MM-DD HH24:MI')
+        to_char(planned.hi_started_at, 'YYYY-MM-DD HH24:MI')
     ) AS label
 FROM planned
 CROSS JOIN task

@@ -6,19 +6,19 @@
 UPDATE analytics_session AS session
 SET
     ended_at = session.last_activity_at,
-    duration_seconds = GREATEST(0, FLOOR(EXTRACT(EPOCH FROM session.last_activity_at - session.started_at)))::int,
-    updated_at = NOW()
+    duration_seconds = greatest(0, floor(extract(EPOCH FROM session.last_activity_at - session.started_at)))::int,
+    updated_at = now()
 WHERE
-    session.id = ANY(ARRAY(
+    session.id = any(array(
         SELECT returned.id FROM analytics_session AS returned
         WHERE
             returned.ended_at < returned.last_activity_at
             AND returned.deleted_at IS NULL
-            AND returned.last_activity_at < NOW() - MAKE_INTERVAL(mins => %(idle_minutes)s::int)
+            AND returned.last_activity_at < now() - make_interval(mins => %(idle_minutes)s::int)
         ORDER BY returned.id
         LIMIT %(batch_size)s::int
         FOR UPDATE SKIP LOCKED
     ))
     AND session.ended_at < session.last_activity_at
-    AND session.last_activity_at < NOW() - MAKE_INTERVAL(mins => %(idle_minutes)s::int)
+    AND session.last_activity_at < now() - make_interval(mins => %(idle_minutes)s::int)
 RETURNING session.session_id, session.duration_seconds;
