@@ -34,14 +34,15 @@ lint: $(READY)  ## Check the Python and SQL files, changing nothing
 	@$(BIN)/sqlfluff lint include
 
 schema: $(READY)  ## Install our table, indexes and grants: make schema DSN=postgresql://owner@host/database
-	@$(BIN)/python dags/web_analytics/schema.py "$(DSN)"
+	@$(BIN)/python dags/web_analytics/schema.py '$(value DSN)'
 
 lock: $(READY)  ## Pin the versions of requirements.in in requirements.txt (needs uv), as they were at the end of DATE
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	  --custom-compile-command 'make lock DATE=$(DATE)' --exclude-newer $(DATE) requirements.in -o requirements.txt
 
 clean:  ## Remove what the other commands made
-	@pid=.state/postgres/data/postmaster.pid; [ ! -e $$pid ] || kill -INT "$$(head -n 1 $$pid)" || true
+	@pid=.state/postgres/data/postmaster.pid; [ ! -e $$pid ] || { \
+	  pid=$$(head -n 1 $$pid); case "$$(ps -o command= -p $$pid)" in *postgres*) kill -INT $$pid; esac; }
 	@[ ! -e .state/postgres ] || rm -rf "$$(readlink -f .state/postgres)"  # for root, a link to where nobody may go
 	@rm -rf $(VENV) .state .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

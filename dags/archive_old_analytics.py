@@ -8,16 +8,17 @@ missing rows.
 **What goes**: events before the cutoff, which is the start of the day `retention_days` ago, and sessions whose last
 activity is before it and of which no event is left. An expired day that was never aggregated is aggregated first.
 
-**Re-run**: any time; a batch that runs twice deletes once. `dry_run` counts and deletes nothing.
+**Re-run**: any time; a batch that runs twice deletes once. `dry_run` deletes nothing (missing days are aggregated).
 
 **On failure**: finished batches stay deleted; clear the failed tasks, or let the next run do the rest.
 """
 
-from airflow.sdk import Param, dag, task
+from airflow.sdk import Param, dag
 
 from web_analytics.aggregation import aggregate_missing_days
 from web_analytics.job import JOB, check_database
 from web_analytics.postgres import PostgresOperator
+from web_analytics.retention import delete_batch, report_result
 from web_analytics.settings import settings
 
 NONE_FAILED = {"trigger_rule": "none_failed"}  # a step with nothing to do is skipped, and the next one goes on
@@ -25,31 +26,6 @@ NONE_FAILED = {"trigger_rule": "none_failed"}  # a step with nothing to do is sk
 
 def sql(task_id, **kwargs):
     return PostgresOperator(task_id=task_id, sql=f"archive_old_analytics/{task_id}.sql", **kwargs)
-
-
-def delete_batch(table, plan):
-    return PostgresOperator.partial(
-        task_id=f"delete_{table}_batch",
-        sql=f"archive_old_analytics/delete_{table}_batch.sql",
-        messages={"batch": f"[Analytics Archive] Deleted batch of {{count}} {table}s ({{total}}/{{expired}})"},
-        pool="analytics_archive",
-        repeat=True,
-        pause=settings.batch_pause_seconds,
-        # A batch whose commit the server loses in a crash is still due, so the commit need not wait for the disk.
-        session_settings={"statement_timeout": "1min", "synchronous_commit": "off"},
-        map_index_template="{{ task.parameters['label'] }}",
-    ).expand(parameters=plan.output)
-
-
-@task
-def report_result(counted, events, sessions, after, params=None):
-    if params["dry_run"]:
-        found = f"{counted['events']:,} event(s) and {counted['sessions']:,} session(s)"
-        print(f"[Analytics Archive] Dry run: would delete {found}")
-        return
-    print(f"[Analytics Archive] ✅ Archived {sum(events[:]):,} old event(s) (kept daily aggregated stats)")
-    print(f"[Analytics Archive] ✅ Archived {sum(sessions[:]):,} old session(s)")
-    print(f"[Analytics Archive] Database size: {counted['database_size']} before, {after['database_size']} after")
 
 
 @dag(
@@ -60,7 +36,7 @@ def report_result(counted, events, sessions, after, params=None):
     params={
         "retention_days": Param(settings.retention_days, type="integer", minimum=1, maximum=36500, title="Days kept"),
         "batch_size": Param(settings.batch_size, type="integer", minimum=1, maximum=100_000, title="Rows per batch"),
-        "dry_run": Param(False, type="boolean", title="Dry run", description="Count and plan, delete nothing"),
+        "dry_run": Param(False, type="boolean", title="Dry run", description="Count, delete nothing"),
     },
 )
 def archive_old_analytics():

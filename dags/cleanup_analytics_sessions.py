@@ -11,6 +11,8 @@ closed and have been idle since. A session with activity within `idle_minutes` i
 **Re-run**: any time. **On failure**: batches that were committed stay; the next run, ten minutes later, does the rest.
 """
 
+from datetime import timedelta
+
 from airflow.sdk import Param, dag
 
 from web_analytics.job import JOB, check_database
@@ -18,11 +20,12 @@ from web_analytics.postgres import PostgresOperator
 from web_analytics.settings import settings
 
 PARAMETERS = {"idle_minutes": "{{ params.idle_minutes }}", "batch_size": settings.batch_size}
+SESSION_SETTINGS = {"statement_timeout": "2min"}
 CLOSED = "[Analytics Cleanup] ✅ Closed session {session_id} (duration: {duration_seconds}s)"
 
 
 @dag(
-    **JOB,
+    **JOB | {"dagrun_timeout": timedelta(hours=1)},
     doc_md=__doc__,
     schedule=settings.cleanup_schedule,
     params={
@@ -41,6 +44,7 @@ def cleanup_analytics_sessions():
         task_id="close_idle_sessions",
         sql="cleanup_analytics_sessions/close_idle_sessions.sql",
         parameters=PARAMETERS,
+        session_settings=SESSION_SETTINGS,
         repeat=True,
         pause=settings.batch_pause_seconds,
         messages={
@@ -54,6 +58,7 @@ def cleanup_analytics_sessions():
         task_id="end_returned_sessions",
         sql="cleanup_analytics_sessions/end_returned_sessions.sql",
         parameters=PARAMETERS,
+        session_settings=SESSION_SETTINGS,
         repeat=True,
         pause=settings.batch_pause_seconds,
         messages={

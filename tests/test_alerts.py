@@ -8,6 +8,7 @@ from email.message import EmailMessage
 from email.parser import BytesParser
 from email.policy import default
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from aiosmtpd.controller import Controller
 from conftest import Database
 from dag_runs import run_dag
 from postgres import free_port
+from web_analytics.alerts import describe
 from web_analytics.job import JOB
 from web_analytics.settings import settings
 
@@ -145,6 +147,15 @@ def test_a_channel_that_is_down_says_so_and_does_not_keep_the_other_from_being_t
     assert run.state == "failed"
     assert "The alert through connection smtp_default could not be sent" in caplog.text
     assert len(slack) == 1
+
+
+def test_a_run_that_timed_out_is_not_blamed_on_the_task_that_had_not_finished() -> None:
+    ti = SimpleNamespace(task_id="delete_event_batch", map_index=3, log_url="http://airflow/log")
+    context = {"dag": SimpleNamespace(dag_id="archive"), "run_id": "manual__1", "ti": ti, "reason": "timed_out"}
+    _, text = describe(context)
+    assert "failed: timed_out, with tasks that had not finished" in text
+    assert "delete_event_batch" not in text
+    assert "/dags/archive/runs/manual__1" in text
 
 
 def test_every_dag_has_the_alert() -> None:

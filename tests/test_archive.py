@@ -40,6 +40,11 @@ def plan(database: Database, table: str, expired: int, batch_size: int = 1000, *
     return database.run(f"{FOLDER}/plan_{table}_batches.sql", **defaults | parameters)
 
 
+def aggregate_all(database: Database, timezone: str = "UTC") -> None:
+    for day in database.run(UNAGGREGATED, database.connection, before=None, timezone=timezone):
+        database.run(AGGREGATE, database.connection, **day)
+
+
 def delete_events(
     database: Database,
     after: tuple[datetime | str, str] = ("-infinity", ""),
@@ -47,7 +52,8 @@ def delete_events(
     timezone: str = "UTC",
     **parameters: Any,
 ) -> int:
-    """Delete one batch of the events after `after` up to and including `to`."""
+    """Aggregate what is not aggregated, then delete one batch of the events after `after` up to and including `to`."""
+    aggregate_all(database, timezone)
     defaults: dict[str, Any] = {"cutoff": CUTOFF, "batch_size": 1000, "timezone": timezone}
     bounds: dict[str, Any] = {"lo_timestamp": after[0], "lo_id": after[1], "hi_timestamp": to[0], "hi_id": to[1]}
     return int(database.run(DELETE_EVENTS, **defaults | bounds | parameters))
@@ -227,6 +233,7 @@ class TestPlan:
             database.event(moment, id=str(n)) if table == "event" else database.session(moment, moment, id=str(n))
         planned = plan(database, table, 4, batch_size=1)
         assert len(planned) == 4
+        aggregate_all(database)
         for row in planned:
             assert database.run(f"{FOLDER}/delete_{table}_batch.sql", **row) == 1
 
@@ -345,6 +352,7 @@ class TestDeleteEventBatch:
         for n in range(4):
             database.event(CUTOFF - DAY + n * HOUR, id=str(n))
         first, second = plan(database, "event", 4, batch_size=2)
+        aggregate_all(database)
         database.event(CUTOFF - DAY + HOUR / 2, id="late")
         assert database.run(DELETE_EVENTS, **first) == 2
         assert ids(database) == {"1", "2", "3"}
@@ -360,6 +368,7 @@ class TestDeleteEventBatch:
     def test_a_row_that_moves_past_the_cutoff_while_the_statement_reads_stays(self, database: Database) -> None:
         database.event(CUTOFF - HOUR, id="moves")
         database.event(CUTOFF - HOUR, id="goes")
+        aggregate_all(database)
         with database.gate("analytics_event"):
             bounds = {"lo_timestamp": "-infinity", "lo_id": "", "hi_timestamp": CUTOFF, "hi_id": ""}
             batch = database.start(DELETE_EVENTS, **bounds, cutoff=CUTOFF, batch_size=10, timezone="UTC")
@@ -395,6 +404,16 @@ class TestDeleteEventBatch:
         assert [row for row in stats(database) if row["raw_purged_at"] in purged] == [
             row for row in once if row["raw_purged_at"]
         ]
+
+    def test_an_event_of_a_day_without_stats_stays(self, database: Database) -> None:
+        database.event(CUTOFF - HOUR, website_id="a", id="counted")
+        aggregate_all(database)
+        plan_row = plan(database, "event", 1)[0]
+        database.event(CUTOFF - 2 * HOUR, website_id="b", id="late")
+        database.event(CUTOFF - 2 * HOUR, website_id="b", id="late, soft-deleted", deleted_at=CUTOFF)
+        assert database.run(DELETE_EVENTS, **plan_row) == 2
+        assert ids(database) == {"late"}
+        assert purged_days(database) == [("a", "2024-02-29")]
 
     def test_a_day_that_was_purged_before_keeps_its_mark(self, database: Database) -> None:
         for n in (1, 2):

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from web_analytics.retention import POOL
+
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "docker-compose.yaml"
 SERVICES = yaml.safe_load(FILE.read_text())["services"]
@@ -85,9 +87,7 @@ def test_only_the_user_interface_is_published_and_only_locally() -> None:
 
 
 def test_init_creates_the_pool_that_the_dags_name() -> None:
-    code = "".join(file.read_text() for file in (ROOT / "dags").rglob("*.py"))
-    named = set(re.findall(r"""\bpool"?(?:: |=)"(\w+)\"""", code))
-    assert named == set(re.findall(r"airflow pools set (\w+)", SERVICES["init"]["command"][-1]))
+    assert re.findall(r"airflow pools set (\w+)", SERVICES["init"]["command"][-1]) == [POOL]
 
 
 def test_env_file_with_the_secrets_is_ignored_by_git() -> None:

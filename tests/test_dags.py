@@ -290,7 +290,7 @@ class TestArchive:
         again = run_dag("archive_old_analytics", capsys)
         assert again.state == "success"
         assert again.tasks["delete_event_batch"] == ["skipped"]
-        assert "[Analytics Archive] ✅ Archived 0 old event(s)" in again.log
+        assert "[Analytics Archive] Nothing is older than" in again.log
         assert stats(database) == before
 
     def test_aggregation_after_retention_leaves_the_row_alone(
@@ -300,7 +300,9 @@ class TestArchive:
         before = stats(database)
         run_dag("archive_old_analytics", capsys)
         database.event(midnight - timedelta(seconds=1))
-        self.aggregate(capsys, midnight)
+        day = str((midnight - timedelta(days=1)).date())
+        run = aggregate(capsys, conf={"stat_date": day})
+        assert "✅ Aggregated 1 events for website site, but left its row as it is" in run.log
         assert stats(database) == before
 
     def test_dry_run_deletes_nothing(
@@ -312,7 +314,7 @@ class TestArchive:
         assert run.tasks["delete_event_batch"] == run.tasks["delete_session_batch"] == ["skipped"]
         assert database.value("SELECT count(*) FROM analytics_event") == 2101
         assert database.value("SELECT count(*) FROM analytics_session") == 2
-        assert "Dry run: would delete 2,100 event(s) and 1 session(s)" in run.log
+        assert "[Analytics Archive] Dry run: would delete 2,100 events in 3 batch(es)" in run.log
 
     def test_a_day_that_was_never_aggregated_is_aggregated_before_it_is_deleted(
         self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]

@@ -12,11 +12,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 import postgres
 from conftest import ROOT, Database
-from web_analytics.postgres import PostgresOperator
+from web_analytics.postgres import PostgresOperator, SessionPostgresHook
 
 
 def execute(sql: str, map_index: int = -1, **kwargs: Any) -> Any:
@@ -142,6 +142,13 @@ def test_repeats_until_a_batch_is_not_full(numbers: Database, log: Log, size: in
     assert sum(line.startswith("PostgreSQL: ") for line in log.lines()) == statements
 
 
+def test_a_planned_batch_that_is_not_full_is_not_the_last_one(numbers: Database) -> None:
+    # As when the application changes a row of the batch at that moment: the first statement skips row 2.
+    sql = "DELETE FROM number WHERE n IN (SELECT n FROM number ORDER BY n LIMIT %(batch_size)s) AND n <> 2"
+    assert execute(sql, parameters={"batch_size": 4, "batches": 5}, repeat=True) == 9
+    assert numbers.query("SELECT n FROM number") == [{"n": 2}]
+
+
 def test_repeats_at_most_as_often_as_planned(numbers: Database) -> None:
     assert execute(BATCH, parameters={"batch_size": 2, "batches": 3}, repeat=True) == 6
     assert numbers.value("SELECT count(*) FROM number") == 4
@@ -245,8 +252,29 @@ def test_on_kill_cancels_the_statement_on_the_server(database: Database) -> None
     wait_for_statement(database, active=False, seconds=5)
 
 
-def test_on_kill_before_anything_ran_does_nothing(database: Database) -> None:
-    PostgresOperator(task_id="task", sql="SELECT 1").on_kill()
+def test_no_statement_is_started_after_the_kill(numbers: Database) -> None:
+    operator = PostgresOperator(task_id="task", sql=BATCH, parameters={"batch_size": 1}, repeat=True)
+    context: Any = {"ti": SimpleNamespace(dag_id="dag", task_id="task", map_index=-1), "params": {}}
+    operator.render_template_fields(context)
+    operator.on_kill()
+    with pytest.raises(AirflowException, match="killed between two batches"):
+        operator.execute(context)
+    assert numbers.value("SELECT count(*) FROM number") == 10
+
+
+def test_a_row_security_policy_is_an_error_and_not_a_wrong_count(database: Database) -> None:
+    database.event("2026-01-01 00:00Z")
+    database.connection.execute("ALTER TABLE analytics_event ENABLE ROW LEVEL SECURITY")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+        execute("SELECT count(*) FROM analytics_event")
+
+
+def test_the_connections_own_limits_win_over_ours(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = os.environ["AIRFLOW_CONN_ANALYTICS_DB"]
+    monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_DB", f"{uri}&keepalives_idle=7")
+    with SessionPostgresHook(postgres_conn_id="analytics_db", session_settings={"jit": "off"}).get_conn() as connection:
+        parameters = connection.info.get_parameters()
+    assert (parameters["keepalives_idle"], parameters["connect_timeout"]) == ("7", "10")
 
 
 def test_a_killed_process_leaves_no_statement_behind(database: Database) -> None:

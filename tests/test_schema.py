@@ -162,13 +162,13 @@ def test_schemas_of_other_names(shop: Database) -> None:
         'CREATE SCHEMA "My Shop"; ALTER TABLE analytics_event SET SCHEMA "My Shop";'
         'ALTER TABLE analytics_session SET SCHEMA "My Shop"'
     )
-    path = 'stats,"My Shop"'
-    done = run(shop.dsn, "--search-path", path)
+    path = '"Our Stats","My Shop"'
+    done = run(shop.dsn, "--search-path", "Our Stats, My Shop")
     assert (done.returncode, done.stderr) == (0, "")
     with shop.connect(options="") as connection:
         connection.execute("SELECT set_config('search_path', %s, false)", [path])
         assert shop.run("check_database.sql", connection) == []
-    assert shop.value("SELECT to_regclass('stats.analytics_daily_stats') IS NOT NULL")
+    assert shop.value("SELECT to_regclass('\"Our Stats\".analytics_daily_stats') IS NOT NULL")
     assert shop.value("SELECT to_regnamespace('analytics') IS NULL")
 
 

@@ -44,6 +44,9 @@ def test_environment_wins_and_an_empty_variable_counts_as_unset(monkeypatch: pyt
         ("ANALYTICS_TIMEZONE", "../../etc/passwd", "is not an IANA time zone"),
         ("ANALYTICS_ARCHIVE_SCHEDULE", "sometimes", "is not a cron expression"),
         ("ANALYTICS_CLEANUP_SCHEDULE", "61 * * * *", "is not a cron expression"),
+        ("ANALYTICS_CLEANUP_SCHEDULE", "* * * * * *", "of five fields"),
+        ("ANALYTICS_CLEANUP_SCHEDULE", "@daily", "of five fields"),
+        ("ANALYTICS_ALERT_EMAIL", "nobody", "is not a mail address"),
     ],
 )
 def test_a_bad_value_is_one_sentence_naming_the_variable(
@@ -54,6 +57,14 @@ def test_a_bad_value_is_one_sentence_naming_the_variable(
         load()
     assert str(raised.value).startswith(f"{name} is {value!r}: ")
     assert "\n" not in str(raised.value)
+
+
+def test_a_misspelt_variable_is_refused_and_a_stranger_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANALYTICS_WRITE_KEY", "another program's")
+    assert load().retention_days == 90
+    monkeypatch.setenv("ANALYTICS_RETENTION_DAY", "365")
+    with pytest.raises(ValueError, match="ANALYTICS_RETENTION_DAY is not a setting: write ANALYTICS_RETENTION_DAYS"):
+        load()
 
 
 def test_a_dag_file_shows_the_sentence_as_its_import_error() -> None:

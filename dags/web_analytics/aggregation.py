@@ -26,11 +26,13 @@ def aggregate_day(days: Any) -> MappedOperator:
     return PostgresOperator.partial(
         task_id="aggregate_day",
         sql="aggregate_daily_analytics/aggregate_day.sql",
+        # Each may use work_mem several times over, and the database has an application to serve.
         session_settings={"work_mem": "256MB"},
+        max_active_tis_per_dag=2,
         map_index_template="{{ task.parameters['day'] }}",
         messages={
             "start": "[Analytics Job] Aggregating data for {day}",
-            "row": "[Analytics Job] ✅ Aggregated {total_events} events for website {website_id}",
+            "row": "[Analytics Job] ✅ Aggregated {total_events} events for website {website_id}{remark}",
             "end": "[Analytics Job] ✅ Aggregated {total} website(s) for {day}",
             "none": "[Analytics Job] No events on {day}: no row written",
         },

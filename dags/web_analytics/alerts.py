@@ -33,16 +33,17 @@ def notify_failure(context: Any) -> None:
 def describe(context: Any) -> tuple[str, str]:
     """Return the subject and the text of the message about a failed run."""
     dag_id, run_id, ti = context["dag"].dag_id, context["run_id"], context.get("ti")
-    if ti:
+    # For other reasons than a failed task, such as a time-out, ti is a task that had not finished.
+    if ti and context["reason"] == "task_failure":
         batch = f" (map index {ti.map_index})" if ti.map_index >= 0 else ""
         what, url = f"its task {ti.task_id}{batch} failed", ti.log_url
     else:
-        what = context["reason"]
+        what = f"{context['reason']}, with tasks that had not finished"
         url = f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/dags/{dag_id}/runs/{quote(run_id)}"
     text = (
         f"The run {run_id} of the job {dag_id} failed: {what}.\n"
         "What its finished tasks did stays done, and nothing was done by halves.\n"
-        "Read the log, mend the cause, then clear the failed tasks of the run to let it go on from there:\n"
+        "Read the log and mend the cause; then clear the failed tasks, or start a new run, which does what is left:\n"
         f"{url}"
     )
     return f"[Analytics] {dag_id} failed", text

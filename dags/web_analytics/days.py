@@ -1,6 +1,6 @@
 """Which calendar days an aggregation run is for."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -12,7 +12,7 @@ MAX_DAYS = 1000
 
 
 def days_to_aggregate(
-    params: Mapping[str, Any], moment: datetime, now: datetime, timezone: str, unaggregated: Iterable[date] = ()
+    params: Mapping[str, Any], moment: datetime, now: datetime, timezone: str, unaggregated: Sequence[date] = ()
 ) -> list[date]:
     """Return the days to aggregate, oldest first, at most MAX_DAYS.
 
@@ -40,4 +40,4 @@ def days_to_aggregate(
     if (last - first).days >= MAX_DAYS:
         raise AirflowFailException(f"{first} to {last} is more than {MAX_DAYS} days: split the range.")
     days = {first + timedelta(days=offset) for offset in range((last - first).days + 1)}
-    return sorted(days if asked else days.union(unaggregated))[:MAX_DAYS]
+    return sorted(days if asked else days.union(unaggregated[: MAX_DAYS - 1]))

@@ -26,8 +26,9 @@ def install(dsn: str, search_path: str) -> None:
     schemas = [name.strip() for name in search_path.split(",")]
     # Autocommit: CREATE INDEX CONCURRENTLY cannot run in a transaction.
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schemas[0])))
-        connection.execute("SELECT set_config('search_path', %s, false)", [search_path])
+        identifiers = [sql.Identifier(name) for name in schemas]
+        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(identifiers[0]))
+        connection.execute(sql.SQL("SET search_path = {}").format(sql.SQL(", ").join(identifiers)))
         for table in ("analytics_event", "analytics_session"):
             if connection.execute("SELECT to_regclass(%s)", [table]).fetchone() == (None,):
                 raise psycopg.errors.UndefinedTable(
@@ -54,6 +55,8 @@ def main() -> int:
     parser.add_argument("dsn", help="connection string of the analytics database, as the owner of its tables")
     parser.add_argument("--search-path", default="analytics,public", help="ours first, then the application's schema")
     arguments = parser.parse_args()
+    if not arguments.dsn.strip():
+        parser.error("name the database, as in: make schema DSN=postgresql://owner@host/database")
     try:
         install(arguments.dsn, arguments.search_path)
     except psycopg.Error as error:

@@ -3,6 +3,8 @@
 What may differ from run to run is a DAG Param, whose default comes from here.
 """
 
+import difflib
+import os
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
@@ -12,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 def _cron(value: str) -> str:
-    if not croniter.is_valid(value):
+    if len(value.split()) != 5 or not croniter.is_valid(value):
         raise ValueError("is not a cron expression of five fields, such as '0 1 * * *'")
     return value
 
@@ -22,6 +24,12 @@ def _time_zone(value: str) -> str:
         return ZoneInfo(value).key
     except (KeyError, OSError, ValueError):  # not known; a folder; not a name at all
         raise ValueError("is not an IANA time zone, such as 'UTC' or 'Europe/Berlin'") from None
+
+
+def _address(value: str) -> str:
+    if "@" not in value:
+        raise ValueError("is not a mail address")
+    return value
 
 
 Cron = Annotated[str, AfterValidator(_cron)]
@@ -49,12 +57,19 @@ class Settings(BaseSettings):
     """Rows that one transaction closes or deletes at most."""
     batch_pause_seconds: float = Field(default=0, ge=0, le=3600)
     """Seconds for which a task rests after each batch, still holding its slot of the pool."""
-    alert_email: str | None = None
+    alert_email: Annotated[str, AfterValidator(_address)] | None = None
     """Address that is mailed when a run fails; no mail is sent without it."""
 
 
 def load() -> Settings:
-    """Return the settings; raise ValueError with one sentence per bad value, naming its variable."""
+    """Return the settings; raise ValueError with one sentence per bad value, naming its variable.
+
+    A variable that is all but a setting's is refused as well, since the setting it meant would silently be the default.
+    """
+    known = [f"ANALYTICS_{name.upper()}" for name in Settings.model_fields]
+    for name in sorted(os.environ.keys() - set(known)):
+        if name.startswith("ANALYTICS_") and (meant := difflib.get_close_matches(name, known, 1, 0.9)):
+            raise ValueError(f"{name} is not a setting: write {meant[0]}.")
     try:
         return Settings()
     except ValidationError as error:

@@ -98,6 +98,13 @@ GROUP BY found_column.table_name, found_column.table_oid
 
 UNION ALL
 
+SELECT format('Table %s is partitioned, which the jobs do not know how to delete from.', found_table.table_oid)
+FROM found_table
+INNER JOIN pg_catalog.pg_class ON found_table.table_oid = pg_class.oid
+WHERE pg_class.relkind = 'p'
+
+UNION ALL
+
 SELECT
     format(
         'Column %s of table %s has type %s instead of %s: check the application''s version.',

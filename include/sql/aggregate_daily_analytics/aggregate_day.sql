@@ -1,6 +1,6 @@
 -- Aggregates one day into analytics_daily_stats: one row per website that has events, all or none.
 -- Params: day (date), timezone (IANA name): the calendar day, as the half-open interval of instants it covers.
--- Result: one row per website: website_id, total_events.
+-- Result: one row per website: website_id, total_events, remark (text).
 -- A row whose raw events have been purged stays as it is, and a row counted from a newer snapshot wins.
 -- LATERAL makes the planner estimate the groups of one website at a time and hash them. For all websites in one
 -- GROUPING SETS it overestimates, and sorts under the database's collation instead, which is many times slower.
@@ -131,6 +131,11 @@ written AS (
 
 SELECT
     counted.website_id,
-    counted.total_events
+    counted.total_events,
+    CASE
+        WHEN stats.raw_purged_at IS NOT NULL THEN ', but left its row as it is: raw events of it were deleted before'
+        ELSE ''
+    END AS remark
 FROM counted
+LEFT JOIN analytics_daily_stats AS stats ON counted.website_id = stats.website_id AND stats.date = %(day)s::date
 ORDER BY counted.website_id;

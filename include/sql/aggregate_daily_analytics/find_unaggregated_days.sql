@@ -22,7 +22,8 @@ WITH RECURSIVE website AS (
 day_start AS (
     SELECT
         website.website_id,
-        '-infinity'::timestamptz AS next_day,
+        -- Older than any event; from -infinity on there would be dates that no calendar has.
+        '0001-01-01'::timestamptz AS next_day,
         NULL::date AS date
     FROM website
     WHERE website.website_id IS NOT NULL

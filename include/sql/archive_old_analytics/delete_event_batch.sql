@@ -2,6 +2,7 @@
 -- as final in the same transaction, so that no later aggregation counts what is left of a day.
 -- Params: lo_timestamp, lo_id (exclusive), hi_timestamp, hi_id (inclusive), cutoff (timestamptz),
 --   batch_size (int), timezone (IANA name).
+-- An event whose day has no stats, because it arrived after they were checked, stays for the next run.
 -- Result: rows deleted. Repeated after a failure it deletes only what is left of its own range.
 WITH batch AS MATERIALIZED (
     SELECT
@@ -13,6 +14,15 @@ WITH batch AS MATERIALIZED (
         (event.timestamp, event.id) > (%(lo_timestamp)s::timestamptz, %(lo_id)s)
         AND (event.timestamp, event.id) <= (%(hi_timestamp)s::timestamptz, %(hi_id)s)
         AND event.timestamp < %(cutoff)s::timestamptz
+        AND (
+            event.deleted_at IS NOT NULL
+            OR EXISTS (
+                SELECT FROM analytics_daily_stats AS stats
+                WHERE
+                    stats.website_id = event.website_id
+                    AND stats.date = (event.timestamp AT TIME ZONE %(timezone)s)::date
+            )
+        )
     ORDER BY event.timestamp, event.id
     LIMIT %(batch_size)s::int
 ),
