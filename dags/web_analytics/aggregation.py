@@ -28,7 +28,7 @@ def aggregate_day(days: Any) -> MappedOperator:
         sql="aggregate_daily_analytics/aggregate_day.sql",
         # Each may use work_mem several times over, and the database has an application to serve.
         session_settings={"work_mem": "256MB"},
-        max_active_tis_per_dag=2,
+        max_active_tis_per_dag=4,
         map_index_template="{{ task.parameters['day'] }}",
         messages={
             "start": "[Analytics Job] Aggregating data for {day}",

@@ -47,6 +47,7 @@ def environment(state: Path, server: Server, connection: dict[str, Any], port: i
         "API__SECRET_KEY": secrets.token_hex(32),
         "API_AUTH__JWT_SECRET": secrets.token_hex(32),
         # A short task holds its slot until the next heartbeat, by default 5 seconds.
+        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.2,  # a limit of few tasks at a time is refilled sooner
         "WORKERS__MIN_HEARTBEAT_INTERVAL": 1,
         "LOGGING__WORKER_LOG_SERVER_PORT": free_port(),
         "LOGGING__TRIGGER_LOG_SERVER_PORT": free_port(),
