@@ -46,7 +46,7 @@ def plan_days(unaggregated, params=None, dag_run=None):
     doc_md=__doc__,
     schedule=settings.aggregate_schedule,
     params={
-        "stat_date": date_param("Day", "The day to aggregate; empty: the day before"),
+        "stat_date": date_param("Day", "The day to aggregate; empty: the day before, and those missed"),
         "from": date_param("From", "First day of a range to aggregate"),
         "to": date_param("To", "Last day of a range to aggregate"),
     },
