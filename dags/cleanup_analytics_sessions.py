@@ -20,8 +20,19 @@ from web_analytics.postgres import PostgresOperator
 from web_analytics.settings import settings
 
 PARAMETERS = {"idle_minutes": "{{ params.idle_minutes }}", "batch_size": settings.batch_size}
-SESSION_SETTINGS = {"statement_timeout": "2min"}
-CLOSED = "[Analytics Cleanup] ✅ Closed session {session_id} (duration: {duration_seconds}s)"
+
+
+def close_sessions(task_id, **messages):
+    return PostgresOperator(
+        task_id=task_id,
+        sql=f"cleanup_analytics_sessions/{task_id}.sql",
+        parameters=PARAMETERS,
+        session_settings={"statement_timeout": "2min"},
+        repeat=True,
+        pause=settings.batch_pause_seconds,
+        messages={"row": "[Analytics Cleanup] ✅ Closed session {session_id} (duration: {duration_seconds}s)"}
+        | messages,
+    )
 
 
 @dag(
@@ -40,32 +51,17 @@ CLOSED = "[Analytics Cleanup] ✅ Closed session {session_id} (duration: {durati
     },
 )
 def cleanup_analytics_sessions():
-    close_idle_sessions = PostgresOperator(
-        task_id="close_idle_sessions",
-        sql="cleanup_analytics_sessions/close_idle_sessions.sql",
-        parameters=PARAMETERS,
-        session_settings=SESSION_SETTINGS,
-        repeat=True,
-        pause=settings.batch_pause_seconds,
-        messages={
-            "batch": "[Analytics Cleanup] Found {count} stale session(s) to close",
-            "row": CLOSED,
-            "end": "[Analytics Cleanup] ✅ Closed {total:,} stale session(s)",
-            "none": "[Analytics Cleanup] No stale sessions",
-        },
+    close_idle_sessions = close_sessions(
+        "close_idle_sessions",
+        batch="[Analytics Cleanup] Found {count} stale session(s) to close",
+        end="[Analytics Cleanup] ✅ Closed {total:,} stale session(s)",
+        none="[Analytics Cleanup] No stale sessions",
     )
-    end_returned_sessions = PostgresOperator(
-        task_id="end_returned_sessions",
-        sql="cleanup_analytics_sessions/end_returned_sessions.sql",
-        parameters=PARAMETERS,
-        session_settings=SESSION_SETTINGS,
-        repeat=True,
-        pause=settings.batch_pause_seconds,
-        messages={
-            "batch": "[Analytics Cleanup] Found {count} closed session(s) that had come back",
-            "row": CLOSED,
-            "end": "[Analytics Cleanup] ✅ Ended {total:,} session(s) again that had come back",
-        },
+    end_returned_sessions = close_sessions(
+        "end_returned_sessions",
+        batch="[Analytics Cleanup] Found {count} closed session(s) that had come back",
+        end="[Analytics Cleanup] ✅ Ended {total:,} session(s) again that had come back",
+        none="[Analytics Cleanup] No closed session had come back",
     )
     count_active_visitors = PostgresOperator(
         task_id="count_active_visitors",

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -313,3 +314,4 @@ def test_a_server_that_crashes_under_the_statement_is_a_passing_error(
         assert execute("DELETE FROM number") == 10
     finally:
         own.stop("immediate")
+        shutil.rmtree(own.home)
