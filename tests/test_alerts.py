@@ -18,7 +18,6 @@ from conftest import Database
 from dag_runs import run_dag
 from postgres import free_port
 from web_analytics.alerts import describe
-from web_analytics.job import JOB
 from web_analytics.settings import settings
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
@@ -156,7 +155,3 @@ def test_a_run_that_timed_out_is_not_blamed_on_the_task_that_had_not_finished() 
     assert "failed: timed_out, with tasks that had not finished" in text
     assert "delete_event_batch" not in text
     assert "/dags/archive/runs/manual__1" in text
-
-
-def test_every_dag_has_the_alert() -> None:
-    assert JOB["on_failure_callback"].__name__ == "notify_failure"

@@ -73,7 +73,7 @@ def test_house_rules(dag_id: str) -> None:
     assert dag.doc_md.startswith("# ")
     assert all(f"**{word}" in dag.doc_md for word in ("Reads", "Re-run", "On failure"))
     assert (dag.catchup, dag.max_active_runs, dag.tags) == (False, 1, {"analytics"})
-    assert dag.on_failure_callback
+    assert dag.on_failure_callback.__name__ == "notify_failure"
     files = set()
     for task in dag.tasks:
         assert task.retries == 4

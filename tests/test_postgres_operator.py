@@ -20,11 +20,17 @@ from conftest import ROOT, Database
 from web_analytics.postgres import PostgresOperator, SessionPostgresHook
 
 
-def execute(sql: str, map_index: int = -1, **kwargs: Any) -> Any:
-    """Run the operator as a task process does: fields rendered first."""
+def prepare(sql: str, map_index: int = -1, **kwargs: Any) -> tuple[PostgresOperator, Any]:
+    """Return the operator as a task process has it, with its fields rendered, and the context to execute it in."""
     operator = PostgresOperator(task_id="task", sql=sql, **kwargs)
     context: Any = {"ti": SimpleNamespace(dag_id="dag", task_id="task", map_index=map_index), "params": {}}
     operator.render_template_fields(context)
+    return operator, context
+
+
+def execute(sql: str, **kwargs: Any) -> Any:
+    """Run the operator as a task process does."""
+    operator, context = prepare(sql, **kwargs)
     return operator.execute(context)
 
 
@@ -233,9 +239,7 @@ def test_lock_timeout_leaves_the_application_alone(database: Database, log: Log)
 
 
 def test_on_kill_cancels_the_statement_on_the_server(database: Database) -> None:
-    operator = PostgresOperator(task_id="task", sql="SELECT pg_sleep(60)")
-    context: Any = {"ti": SimpleNamespace(dag_id="dag", task_id="task", map_index=-1), "params": {}}
-    operator.render_template_fields(context)
+    operator, context = prepare("SELECT pg_sleep(60)")
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -254,9 +258,7 @@ def test_on_kill_cancels_the_statement_on_the_server(database: Database) -> None
 
 
 def test_no_statement_is_started_after_the_kill(numbers: Database) -> None:
-    operator = PostgresOperator(task_id="task", sql=BATCH, parameters={"batch_size": 1}, repeat=True)
-    context: Any = {"ti": SimpleNamespace(dag_id="dag", task_id="task", map_index=-1), "params": {}}
-    operator.render_template_fields(context)
+    operator, context = prepare(BATCH, parameters={"batch_size": 1}, repeat=True)
     operator.on_kill()
     with pytest.raises(AirflowException, match="killed between two batches"):
         operator.execute(context)
