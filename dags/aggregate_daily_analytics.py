@@ -4,9 +4,11 @@ Counts the raw events of a day into one `analytics_daily_stats` row per website.
 
 **Reads** `analytics_event`. **Writes** `analytics_daily_stats`.
 
-**Which days**: the day before the run, in the time zone of `ANALYTICS_TIMEZONE`, and every earlier day that has events
-but no row, such as after a downtime or on first install. Trigger with `stat_date` for another day, or with `from` and
-`to` for a range. One mapped task per day.
+**Which days**: the day before the run, and every earlier day whose row is missing or no longer right: after a downtime,
+on first install, when events came late or were soft-deleted, when a website's time zone was changed. Trigger with
+`stat_date` for another day, or with `from` and `to` for a range. One mapped task per day (beyond 1000, several).
+
+**A day** is one of the website's time zone: that in `analytics_website_policy`, else `ANALYTICS_TIMEZONE`.
 
 **Re-run**: any time, as often as you like. A day is one statement: all websites or none, and the same rows again. Days
 of which raw events have been deleted keep their row.
@@ -19,9 +21,10 @@ from datetime import date
 import pendulum
 from airflow.sdk import Param, dag, task
 
-from web_analytics.aggregation import aggregate_day, find_unaggregated_days
-from web_analytics.days import days_to_aggregate
+from web_analytics.aggregation import aggregate_day
+from web_analytics.days import days_to_aggregate, tasks_for
 from web_analytics.job import JOB, check_database
+from web_analytics.postgres import PostgresOperator
 from web_analytics.settings import settings
 
 
@@ -30,15 +33,15 @@ def date_param(title, description):
 
 
 @task
-def plan_days(unaggregated, params=None, dag_run=None):
+def plan_days(due, params=None, dag_run=None):
     days = days_to_aggregate(
         params,
         dag_run.data_interval_end or dag_run.run_after,
         pendulum.now("UTC"),
         settings.timezone,
-        [date.fromisoformat(row["day"]) for row in unaggregated],
+        [date.fromisoformat(row["day"]) for row in due],
     )
-    return [{"day": str(day), "timezone": settings.timezone} for day in days]
+    return tasks_for(days, settings.timezone)
 
 
 @dag(
@@ -52,10 +55,19 @@ def plan_days(unaggregated, params=None, dag_run=None):
     },
 )
 def aggregate_daily_analytics():
-    find_days = find_unaggregated_days()
-    days = plan_days(find_days.output)
+    find_due_days = PostgresOperator(
+        task_id="find_due_days",
+        sql="aggregate_daily_analytics/find_due_days.sql",
+        parameters={"timezone": settings.timezone},
+        messages={
+            "end": "[Analytics Job] Found {total:,} day(s) without right stats",
+            "none": "[Analytics Job] No day is due",
+        },
+        returns="rows",
+    )
+    days = plan_days(find_due_days.output)
 
-    check_database() >> find_days >> days >> aggregate_day(days)
+    check_database() >> find_due_days >> days >> aggregate_day(days)
 
 
 aggregate_daily_analytics()

@@ -2,30 +2,34 @@
 
 Deletes raw events and sessions older than `retention_days`; the daily statistics stay for ever.
 
-**Reads and deletes** `analytics_event`, `analytics_session`. **Writes** `analytics_daily_stats`: `raw_purged_at`, and
-missing rows.
+**Reads and deletes** `analytics_event`, `analytics_session`. **Reads** `analytics_website_policy`: a website's own time
+zone, retention and legal hold. **Writes** `analytics_daily_stats`: missing or outdated rows, `raw_purged_at`;
+`analytics_purge_proof`.
 
-**What goes**: events before the cutoff, which is the start of the day `retention_days` ago, and sessions whose last
-activity is before it and of which no event is left. An expired day that was never aggregated is aggregated first.
+**What goes**: events of days that ended before the cutoff, which is the start of the day `retention_days` ago, and
+sessions whose last activity is before it and of which no event is left. A day goes only if its row is proven to
+count exactly its raw events. Other days are aggregated first; one that is still not proven is left alone.
 
-**Re-run**: any time; a batch that runs twice deletes once. `dry_run` deletes nothing (missing days are aggregated).
+**Re-run**: any time; a batch that runs twice deletes once. `dry_run` deletes nothing (days are aggregated).
 
-**On failure**: finished batches stay deleted; clear the failed tasks, or let the next run do the rest.
+**On failure**: finished batches stay deleted; clear the failed tasks, or let the next run do the rest. If
+`report_result` failed, days were left alone: its log names them, and `aggregate_day`'s why they could not be aggregated.
 """
 
-from airflow.sdk import Param, dag
+from airflow.sdk import Param, dag, task
 
-from web_analytics.aggregation import aggregate_missing_days
+from web_analytics.aggregation import aggregate_day
+from web_analytics.days import tasks_for
 from web_analytics.job import JOB, check_database
-from web_analytics.postgres import PostgresOperator
-from web_analytics.retention import delete_batch, report_result
+from web_analytics.retention import delete_batch, prove, report_result, sql
 from web_analytics.settings import settings
 
 NONE_FAILED = {"trigger_rule": "none_failed"}  # a step with nothing to do is skipped, and the next one goes on
 
 
-def sql(task_id, **kwargs):
-    return PostgresOperator(task_id=task_id, sql=f"archive_old_analytics/{task_id}.sql", **kwargs)
+@task
+def plan_days(problems):
+    return tasks_for(sorted({row["day"] for row in problems if not row["is_proven"]}), settings.timezone)
 
 
 @dag(
@@ -40,25 +44,26 @@ def sql(task_id, **kwargs):
     },
 )
 def archive_old_analytics():
-    count_expired = sql(
-        "count_expired",
-        parameters={"retention_days": "{{ params.retention_days }}", "timezone": settings.timezone},
-        messages={"row": "[Analytics Archive] Found {events:,} event(s) and {sessions:,} session(s) before {cutoff}"},
-        returns="row",
-        multiple_outputs=True,
-    )
-    counted = count_expired.output
-    find_unaggregated_days, check_aggregated = aggregate_missing_days(before=counted["cutoff"])
-    plan = {"cutoff": counted["cutoff"], "timezone": settings.timezone, "dry_run": "{{ params.dry_run }}"}
-    plan |= {"batch_size": "{{ params.batch_size }}"}
-    plan_events = sql("plan_event_batches", parameters=plan | {"expired": counted["events"]}, returns="rows")
-    plan_sessions = sql("plan_session_batches", parameters=plan | {"expired": counted["sessions"]}, returns="rows")
+    defaults = {"retention_days": "{{ params.retention_days }}", "timezone": settings.timezone}
+    freeze_cutoff = sql("freeze_cutoff", defaults, returns="row", multiple_outputs=True)
+    frozen = freeze_cutoff.output
+    policy = defaults | {"moment": frozen["moment"], "cutoff": frozen["cutoff"]}
+    prove_days = prove("prove_days", policy)
+    days = plan_days(prove_days.output)
+    # What could not be aggregated is left alone; everything else goes.
+    prove_again = prove("prove_again", policy, trigger_rule="all_done")
+    count_expired = sql("count_expired", policy, returns="row", multiple_outputs=True)
+    expired = count_expired.output
+    plan = policy | {"batch_size": "{{ params.batch_size }}", "dry_run": "{{ params.dry_run }}"}
+    plan_events = sql("plan_event_batches", plan | {"expired": expired["events"]}, returns="rows")
+    plan_sessions = sql("plan_session_batches", plan | {"expired": expired["sessions"]}, returns="rows")
     delete_events, delete_sessions = delete_batch("event", plan_events), delete_batch("session", plan_sessions)
+    deleted = {"events": delete_events.output, "sessions": delete_sessions.output}
     measure_size = sql("measure_size", returns="row")
-    report = report_result(counted, delete_events.output, delete_sessions.output, measure_size.output)
+    report = report_result(frozen, prove_again.output, expired, deleted, measure_size.output)
 
-    check_database() >> count_expired >> find_unaggregated_days
-    check_aggregated >> [plan_events, plan_sessions]
+    check_database() >> freeze_cutoff >> prove_days >> days >> aggregate_day(days) >> prove_again >> count_expired
+    count_expired >> [plan_events, plan_sessions]
     plan_events >> delete_events >> delete_sessions >> measure_size >> report
 
 

@@ -6,7 +6,8 @@ Ends every session that has been idle for longer than the session timeout, at it
 `updated_at`.
 
 **Which sessions**: open ones whose last activity is older than `idle_minutes`, and ones that came back after they were
-closed and have been idle since. A session with activity within `idle_minutes` is never closed.
+closed and have been idle since. A session with activity within `idle_minutes` is never closed. Where a clock was wrong
+and the last activity is before the start, the duration is 0; one in the future is left until it has passed.
 
 **Re-run**: any time. **On failure**: batches that were committed stay; the next run, ten minutes later, does the rest.
 """
@@ -19,20 +20,26 @@ from web_analytics.job import JOB, check_database
 from web_analytics.postgres import PostgresOperator
 from web_analytics.settings import settings
 
-PARAMETERS = {"idle_minutes": "{{ params.idle_minutes }}", "batch_size": settings.batch_size}
 
-
-def close_sessions(task_id, **messages):
+def sql(task_id, messages, **kwargs):
     return PostgresOperator(
         task_id=task_id,
         sql=f"cleanup_analytics_sessions/{task_id}.sql",
-        parameters=PARAMETERS,
-        session_settings={"statement_timeout": "2min"},
-        repeat=True,
-        pause=settings.batch_pause_seconds,
-        messages={"row": "[Analytics Cleanup] ✅ Closed session {session_id} (duration: {duration_seconds}s)"}
-        | messages,
+        parameters={"idle_minutes": "{{ params.idle_minutes }}", "batch_size": settings.batch_size},
+        messages={key: f"[Analytics Cleanup] {text}" for key, text in messages.items()},
+        **kwargs,
     )
+
+
+def count(task_id, row):
+    return sql(task_id, {"row": row}, returns="row")
+
+
+def close_sessions(task_id, found, end, none):
+    row = "✅ Closed session {session_id} (duration: {duration_seconds}s)"
+    messages = {"batch": f"Found {{count}} {found}", "row": row, "end": f"✅ {end}", "none": none}
+    timeout = {"statement_timeout": "2min"}
+    return sql(task_id, messages, session_settings=timeout, repeat=True, pause=settings.batch_pause_seconds)
 
 
 @dag(
@@ -51,27 +58,25 @@ def close_sessions(task_id, **messages):
     },
 )
 def cleanup_analytics_sessions():
+    count_anomalies = count(
+        "count_anomalies",
+        "Clock skew: {before_start:,} open session(s) with activity before their start, {in_future:,} in the future",
+    )
     close_idle_sessions = close_sessions(
-        "close_idle_sessions",
-        batch="[Analytics Cleanup] Found {count} stale session(s) to close",
-        end="[Analytics Cleanup] ✅ Closed {total:,} stale session(s)",
-        none="[Analytics Cleanup] No stale sessions",
+        "close_idle_sessions", "stale session(s) to close", "Closed {total:,} stale session(s)", "No stale sessions"
     )
     end_returned_sessions = close_sessions(
         "end_returned_sessions",
-        batch="[Analytics Cleanup] Found {count} closed session(s) that had come back",
-        end="[Analytics Cleanup] ✅ Ended {total:,} session(s) again that had come back",
-        none="[Analytics Cleanup] No closed session had come back",
+        "closed session(s) that had come back",
+        "Ended {total:,} session(s) again that had come back",
+        "No closed session had come back",
     )
-    count_active_visitors = PostgresOperator(
-        task_id="count_active_visitors",
-        sql="cleanup_analytics_sessions/count_active_visitors.sql",
-        parameters=PARAMETERS,
-        messages={"row": "[Analytics Cleanup] {active_visitors:,} visitor(s) active now"},
-        returns="row",
+    count_active_visitors = count(
+        "count_active_visitors",
+        "{active_visitors:,} visitor(s) active now; {left_open:,} idle session(s) left, since they were being written",
     )
 
-    check_database() >> close_idle_sessions >> end_returned_sessions >> count_active_visitors
+    check_database() >> count_anomalies >> close_idle_sessions >> end_returned_sessions >> count_active_visitors
 
 
 cleanup_analytics_sessions()

@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from web_analytics import schema
 from web_analytics.alerts import notify_failure
 from web_analytics.postgres import RETRIES, PostgresOperator
 
@@ -25,5 +26,6 @@ def check_database() -> PostgresOperator:
     return PostgresOperator(
         task_id="check_database",
         sql="check_database.sql",
+        parameters={"version": schema.version()},
         messages={"error": "{problem}", "none": "The database has every table, column, privilege and index needed"},
     )

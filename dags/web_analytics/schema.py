@@ -5,24 +5,32 @@ application: indexes are built concurrently.
 """
 
 import argparse
+import hashlib
 import re
 import sys
 from pathlib import Path
 
 import psycopg
-import sqlparse
 from psycopg import sql
 
 FOLDER = Path(__file__).resolve().parents[2] / "include" / "sql" / "schema"
 
 
+def version() -> str:
+    """Return a short text that is another one whenever a file of the schema is."""
+    files = b"".join(file.read_bytes() for file in sorted(FOLDER.glob("*.sql")))
+    return hashlib.sha256(files).hexdigest()[:12]
+
+
 def install(dsn: str, search_path: str) -> None:
-    """Create our tables in the first schema of `search_path`, the indexes and the grants.
+    """Create our tables and functions in the first schema of `search_path`, the indexes and the grants.
 
     :param dsn: libpq connection string or URI of a role that owns the application's tables.
     :param search_path: comma-separated schemas: ours first, then the application's.
     :raises psycopg.Error: a statement failed; what was done before it stays and is skipped next time.
     """
+    import sqlparse  # here, since every task imports this file for its version
+
     schemas = [name.strip() for name in search_path.split(",")]
     # Autocommit: CREATE INDEX CONCURRENTLY cannot run in a transaction.
     with psycopg.connect(dsn, autocommit=True) as connection:
@@ -39,7 +47,7 @@ def install(dsn: str, search_path: str) -> None:
         for (index,) in connection.execute(
             "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class ON oid = indexrelid"
             " WHERE NOT indisvalid AND relname = ANY(%s)",
-            [re.findall(r"CONCURRENTLY IF NOT EXISTS (\w+)", (FOLDER / "30_indexes.sql").read_text())],
+            [re.findall(r"CONCURRENTLY IF NOT EXISTS (\w+)", (FOLDER / "70_indexes.sql").read_text())],
         ).fetchall():
             print(f"dropping the invalid index {index}")
             connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.SQL(index)))
@@ -47,6 +55,11 @@ def install(dsn: str, search_path: str) -> None:
             print(f"{file.name}")
             for statement in sqlparse.split(file.read_text()):
                 connection.execute(sql.SQL(statement))
+        connection.execute(
+            sql.SQL("COMMENT ON TABLE analytics_daily_stats IS {}").format(
+                f"Daily statistics, one row per website and day. Schema of the jobs: version {version()}"
+            )
+        )
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
--- Compares the live database with what the jobs need: tables, columns and their types, privileges, indexes, functions.
--- Tables are looked for the way the jobs' own statements find them, along search_path.
+-- Compares the live database with what the jobs need: tables, columns and their types, privileges, indexes, and the
+-- version of our functions. Tables are looked for the way the jobs' own statements find them, along search_path.
+-- Params: version (text), that of the files which make our schema.
 -- Result: no row when all is well, else one row per problem: problem (text), one sentence with what to do.
 WITH needed_column (table_name, column_name, type_name, privileges) AS (
     VALUES
@@ -13,6 +14,7 @@ WITH needed_column (table_name, column_name, type_name, privileges) AS (
     ('analytics_event', 'timestamp', 'timestamp with time zone', 'SELECT'),
     ('analytics_event', 'deleted_at', 'timestamp with time zone', 'SELECT'),
     ('analytics_session', 'id', 'text', 'SELECT'),
+    ('analytics_session', 'website_id', 'text', 'SELECT'),
     ('analytics_session', 'session_id', 'text', 'SELECT'),
     ('analytics_session', 'duration_seconds', 'integer', 'SELECT,UPDATE'),
     ('analytics_session', 'started_at', 'timestamp with time zone', 'SELECT'),
@@ -29,13 +31,33 @@ WITH needed_column (table_name, column_name, type_name, privileges) AS (
     ('analytics_daily_stats', 'top_pages', 'jsonb', 'SELECT,INSERT,UPDATE'),
     ('analytics_daily_stats', 'top_referrers', 'jsonb', 'SELECT,INSERT,UPDATE'),
     ('analytics_daily_stats', 'total_events', 'bigint', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'deleted_events', 'bigint', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'events_hash', 'bigint', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'visitor_sketch', 'bit(49152)', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'timezone', 'text', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'starts_at', 'timestamp with time zone', 'SELECT,INSERT,UPDATE'),
+    ('analytics_daily_stats', 'ends_at', 'timestamp with time zone', 'SELECT,INSERT,UPDATE'),
     ('analytics_daily_stats', 'aggregated_at', 'timestamp with time zone', 'SELECT,INSERT,UPDATE'),
-    ('analytics_daily_stats', 'raw_purged_at', 'timestamp with time zone', 'SELECT,UPDATE')
+    ('analytics_daily_stats', 'raw_purged_at', 'timestamp with time zone', 'SELECT,UPDATE'),
+    ('analytics_daily_stats', 'purge_snapshot', 'pg_snapshot', 'SELECT,UPDATE'),
+    ('analytics_website_policy', 'website_id', 'text', 'SELECT'),
+    ('analytics_website_policy', 'timezone', 'text', 'SELECT'),
+    ('analytics_website_policy', 'retention_days', 'integer', 'SELECT'),
+    ('analytics_website_policy', 'legal_hold', 'boolean', 'SELECT'),
+    ('analytics_purge_proof', 'website_id', 'text', 'SELECT,INSERT'),
+    ('analytics_purge_proof', 'date', 'date', 'SELECT,INSERT'),
+    ('analytics_purge_proof', 'starts_at', 'timestamp with time zone', 'SELECT,INSERT,UPDATE'),
+    ('analytics_purge_proof', 'ends_at', 'timestamp with time zone', 'SELECT,INSERT,UPDATE'),
+    ('analytics_purge_proof', 'total_events', 'bigint', 'SELECT,INSERT,UPDATE'),
+    ('analytics_purge_proof', 'events_hash', 'bigint', 'SELECT,INSERT,UPDATE'),
+    ('analytics_purge_proof', 'snapshot', 'pg_snapshot', 'SELECT,INSERT,UPDATE')
 ),
 
 needed_index (table_name, index_columns, predicate) AS (
     VALUES
     ('analytics_event', ARRAY['"timestamp"', 'id'], NULL),
+    ('analytics_event', ARRAY['website_id', '"timestamp"'], '(deleted_at IS NULL)'),
+    ('analytics_event', ARRAY['website_id', '"timestamp"'], '(deleted_at IS NOT NULL)'),
     ('analytics_session', ARRAY['started_at', 'id'], NULL),
     ('analytics_session', ARRAY['started_at'], '((ended_at IS NULL) AND (deleted_at IS NULL))')
 ),
@@ -43,7 +65,8 @@ needed_index (table_name, index_columns, predicate) AS (
 found_table AS (
     SELECT
         needed_table.table_name,
-        to_regclass(needed_table.table_name) AS table_oid
+        to_regclass(needed_table.table_name) AS table_oid,
+        needed_table.table_name NOT IN ('analytics_event', 'analytics_session') AS is_ours
     FROM (SELECT DISTINCT needed_column.table_name FROM needed_column) AS needed_table
 ),
 
@@ -51,6 +74,7 @@ found_column AS (
     SELECT
         needed_column.*,
         found_table.table_oid,
+        found_table.is_ours,
         found.attnum,
         format_type(found.atttypid, found.atttypmod) AS found_type,
         -- Of a table that is not the right one, nothing else needs to be said.
@@ -67,11 +91,11 @@ found_column AS (
 
 SELECT
     format(
-        'Table %s is missing from search_path "%s": %s.',
+        'Table %%s is missing from search_path "%%s": %%s.',
         found_table.table_name,
         current_setting('search_path'),
         CASE
-            WHEN found_table.table_name = 'analytics_daily_stats'
+            WHEN found_table.is_ours
                 THEN 'run "make schema" and put its schema (analytics) into the connection''s search_path'
             ELSE 'the application creates it; put its schema into the connection''s search_path'
         END
@@ -83,22 +107,22 @@ UNION ALL
 
 SELECT
     format(
-        'Table %s is not the one the jobs know (missing column(s): %s): %s.',
+        'Table %%s is not the one the jobs know (missing column(s): %%s): %%s.',
         found_column.table_oid,
         string_agg(found_column.column_name, ', ' ORDER BY found_column.column_name),
         CASE
-            WHEN found_column.table_name = 'analytics_daily_stats'
+            WHEN found_column.is_ours
                 THEN 'run "make schema" and put its schema (analytics) first in the connection''s search_path'
             ELSE 'check the connection''s search_path and the application''s version'
         END
     )
 FROM found_column
 WHERE found_column.attnum IS NULL
-GROUP BY found_column.table_name, found_column.table_oid
+GROUP BY found_column.table_oid, found_column.is_ours
 
 UNION ALL
 
-SELECT format('Table %s is partitioned, which the jobs do not know how to delete from.', found_table.table_oid)
+SELECT format('Table %%s is partitioned, which the jobs do not know how to delete from.', found_table.table_oid)
 FROM found_table
 INNER JOIN pg_catalog.pg_class ON found_table.table_oid = pg_class.oid
 WHERE pg_class.relkind = 'p'
@@ -107,7 +131,7 @@ UNION ALL
 
 SELECT
     format(
-        'Column %s of table %s has type %s instead of %s: check the application''s version.',
+        'Column %%s of table %%s has type %%s instead of %%s: check the application''s version.',
         found_column.column_name, found_column.table_oid, found_column.found_type, found_column.type_name
     )
 FROM found_column
@@ -117,7 +141,7 @@ UNION ALL
 
 SELECT
     format(
-        'Role %s lacks %s on table %s: run "make schema" and make the role a member of analytics_jobs.',
+        'Role %%s lacks %%s on table %%s: run "make schema" and make the role a member of analytics_jobs.',
         current_user,
         lacking.privilege,
         lacking.table_oid
@@ -137,7 +161,7 @@ FROM (
         'DELETE' AS privilege
     FROM found_table
     WHERE
-        found_table.table_name <> 'analytics_daily_stats'
+        found_table.table_name IN ('analytics_event', 'analytics_session', 'analytics_purge_proof')
         AND NOT has_table_privilege(found_table.table_oid, 'DELETE')
 ) AS lacking
 
@@ -145,7 +169,7 @@ UNION ALL
 
 SELECT
     format(
-        'Table %s has no valid index on (%s)%s: run "make schema".',
+        'Table %%s has no valid index on (%%s)%%s: run "make schema".',
         found_table.table_oid,
         array_to_string(needed_index.index_columns, ', '),
         coalesce(' where ' || needed_index.predicate, '')
@@ -168,16 +192,14 @@ WHERE
 
 UNION ALL
 
-SELECT
-    format(
-        'Function analytics_day_start is missing from search_path "%s": run "make schema".',
-        current_setting('search_path')
-    )
+SELECT 'The functions in the database are of another version of the jobs: run "make schema".'
+FROM found_table
 WHERE
-    to_regprocedure('analytics_day_start(date, text)') IS NULL
-    -- Where our table is missing as well, the sentence about it says the same.
+    found_table.table_name = 'analytics_daily_stats'
+    AND coalesce(obj_description(found_table.table_oid, 'pg_class'), '') NOT LIKE '%%' || %(version)s
+    -- Of a table that is not the right one, enough has been said.
     AND EXISTS (
         SELECT FROM found_column
-        WHERE found_column.table_name = 'analytics_daily_stats' AND found_column.table_is_right
+        WHERE found_column.table_oid = found_table.table_oid AND found_column.table_is_right
     )
 ORDER BY problem;

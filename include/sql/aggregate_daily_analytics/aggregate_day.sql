@@ -1,103 +1,56 @@
--- Aggregates one day into analytics_daily_stats: one row per website that has events, all or none.
--- Params: day (date), timezone (IANA name): the calendar day, as the half-open interval of instants it covers.
--- Result: one row per website: website_id, total_events, remark (text).
--- A row whose raw events have been purged stays as it is, and a row counted from a newer snapshot wins.
--- LATERAL makes the planner estimate the groups of one website at a time and hash them. For all websites in one
--- GROUPING SETS it overestimates, and sorts under the database's collation instead, which is many times slower.
-WITH RECURSIVE website AS (
-    (
-        SELECT event.website_id FROM analytics_event AS event
-        WHERE event.deleted_at IS NULL
-        ORDER BY event.website_id LIMIT 1
-    )
-    UNION ALL
-    SELECT (
-        SELECT event.website_id FROM analytics_event AS event
-        WHERE event.website_id > website.website_id AND event.deleted_at IS NULL
-        ORDER BY event.website_id LIMIT 1
-    )
-    FROM website
-    WHERE website.website_id IS NOT NULL
+-- Aggregates days into analytics_daily_stats: one row per website and day that has events, all or none.
+-- Params: days (date[]), timezone (IANA name, where a website has none of its own).
+-- Result: one row per website and day counted: website_id, total_events, remark (text).
+-- A day that is not over in its website's time zone is left for a later run. A final row stays as it is, and a row
+-- counted from a newer snapshot wins. Where raw events have vanished that were counted and not soft-deleted, somebody
+-- else deleted them: the row becomes final instead of counting what is left.
+WITH website_day AS MATERIALIZED (
+    SELECT
+        website.website_id,
+        website.timezone,
+        day.date,
+        analytics_website_day_start(website.website_id, day.date, website.timezone) AS starts_at,
+        analytics_website_day_start(website.website_id, day.date + 1, website.timezone) AS ends_at
+    FROM analytics_websites(%(timezone)s) AS website
+    CROSS JOIN unnest(%(days)s::date[]) AS day (date)
 ),
 
 counted AS MATERIALIZED (
-    SELECT day_total.*
-    FROM website
+    SELECT
+        website_day.*,
+        day_total.*,
+        stats.raw_purged_at IS NOT NULL AS is_final,
+        stats.raw_purged_at IS NULL
+        AND (stats.starts_at, stats.ends_at) = (website_day.starts_at, website_day.ends_at)
+        AND stats.total_events + stats.deleted_events
+        > day_total.total_events + day_total.deleted_events AS has_vanished
+    FROM website_day
     CROSS JOIN
-        LATERAL (
-            WITH grouped AS MATERIALIZED (
-                SELECT
-                    event.pathname,
-                    event.referrer_source,
-                    grouping(event.pathname, event.referrer_source, event.visitor_id, event.session_id) AS absent,
-                    count(*) AS events,
-                    count(*) FILTER (WHERE event.event_type = 'pageview') AS pageviews,
-                    count(*) FILTER (WHERE event.event_type = 'custom_event') AS custom_events
-                FROM analytics_event AS event
-                WHERE
-                    event.website_id = website.website_id
-                    AND event.deleted_at IS NULL
-                    AND event.timestamp >= analytics_day_start(%(day)s::date, %(timezone)s)
-                    AND event.timestamp < analytics_day_start(%(day)s::date + 1, %(timezone)s)
-                GROUP BY
-                    GROUPING SETS ((event.pathname), (event.referrer_source), (event.visitor_id), (event.session_id))
-            ),
-
-            page AS (
-                SELECT
-                    pathname AS item,
-                    pageviews
-                FROM grouped
-                WHERE absent = b'0111'::int AND pageviews > 0
-                ORDER BY pageviews DESC, pathname COLLATE "C" ASC LIMIT 10
-            ),
-
-            referrer AS (
-                SELECT
-                    referrer_source AS item,
-                    pageviews
-                FROM grouped
-                WHERE absent = b'1011'::int AND pageviews > 0 AND referrer_source <> ''
-                ORDER BY pageviews DESC, referrer_source COLLATE "C" ASC LIMIT 10
-            )
-
-            SELECT
-                website.website_id,
-                sum(grouped.pageviews) FILTER (WHERE grouped.absent = b'0111'::int)::bigint AS total_pageviews,
-                sum(grouped.custom_events) FILTER (WHERE grouped.absent = b'0111'::int)::bigint AS total_custom_events,
-                count(*) FILTER (WHERE grouped.absent = b'1101'::int) AS unique_visitors,
-                count(*) FILTER (WHERE grouped.absent = b'1110'::int) AS unique_sessions,
-                coalesce((
-                    SELECT
-                        jsonb_agg(
-                            jsonb_build_object('item', item, 'count', pageviews)
-                            ORDER BY pageviews DESC, item COLLATE "C" ASC
-                        )
-                    FROM page
-                ), '[]') AS top_pages,
-                coalesce((
-                    SELECT
-                        jsonb_agg(
-                            jsonb_build_object('item', item, 'count', pageviews)
-                            ORDER BY pageviews DESC, item COLLATE "C" ASC
-                        )
-                    FROM referrer
-                ), '[]') AS top_referrers,
-                sum(grouped.events) FILTER (WHERE grouped.absent = b'0111'::int)::bigint AS total_events
-            FROM grouped
-        ) AS day_total
-    WHERE day_total.total_events > 0
+        LATERAL analytics_count_day(website_day.website_id, website_day.starts_at, website_day.ends_at) AS day_total
+    LEFT JOIN analytics_daily_stats AS stats
+        ON website_day.website_id = stats.website_id AND website_day.date = stats.date
+    WHERE
+        website_day.ends_at <= now()
+        -- A day without events has no row, but one whose events were all soft-deleted keeps it.
+        AND (day_total.total_events > 0 OR stats.raw_purged_at IS NULL AND stats.total_events IS NOT NULL)
 ),
 
 written AS (
     INSERT INTO analytics_daily_stats AS stats (
-        website_id, date, total_pageviews, total_custom_events, unique_visitors, unique_sessions,
-        top_pages, top_referrers, total_events, aggregated_at
+        website_id,
+        date,
+        total_pageviews,
+        total_custom_events,
+        unique_visitors,
+        unique_sessions,
+        top_pages,
+        top_referrers,
+        total_events, deleted_events, events_hash, visitor_sketch, timezone, starts_at, ends_at, aggregated_at
     )
     -- In one order, so that two runs of the same day wait for each other instead of deadlocking.
     SELECT
         website_id,
-        %(day)s::date AS date,
+        date,
         total_pageviews,
         total_custom_events,
         unique_visitors,
@@ -105,9 +58,16 @@ written AS (
         top_pages,
         top_referrers,
         total_events,
+        deleted_events,
+        events_hash,
+        visitor_sketch,
+        timezone,
+        starts_at,
+        ends_at,
         now() AS aggregated_at
     FROM counted
-    ORDER BY website_id
+    WHERE has_vanished IS NOT TRUE
+    ORDER BY website_id, date
     ON CONFLICT (website_id, date) DO UPDATE SET
         total_pageviews = excluded.total_pageviews,
         total_custom_events = excluded.total_custom_events,
@@ -116,26 +76,51 @@ written AS (
         top_pages = excluded.top_pages,
         top_referrers = excluded.top_referrers,
         total_events = excluded.total_events,
+        deleted_events = excluded.deleted_events,
+        events_hash = excluded.events_hash,
+        visitor_sketch = excluded.visitor_sketch,
+        timezone = excluded.timezone,
+        starts_at = excluded.starts_at,
+        ends_at = excluded.ends_at,
         aggregated_at = excluded.aggregated_at
     WHERE
     stats.raw_purged_at IS NULL
     AND stats.aggregated_at <= excluded.aggregated_at
     AND (
-        stats.total_pageviews, stats.total_custom_events, stats.unique_visitors, stats.unique_sessions,
-        stats.top_pages, stats.top_referrers, stats.total_events
+        stats.total_pageviews, stats.total_custom_events, stats.unique_visitors, stats.unique_sessions, stats.top_pages,
+        stats.top_referrers, stats.total_events, stats.deleted_events, stats.events_hash, stats.visitor_sketch,
+        stats.timezone, stats.starts_at, stats.ends_at
     ) IS DISTINCT FROM (
-        excluded.total_pageviews, excluded.total_custom_events, excluded.unique_visitors,
-        excluded.unique_sessions, excluded.top_pages, excluded.top_referrers, excluded.total_events
+        excluded.total_pageviews, excluded.total_custom_events, excluded.unique_visitors, excluded.unique_sessions,
+        excluded.top_pages,
+        excluded.top_referrers,
+        excluded.total_events,
+        excluded.deleted_events,
+        excluded.events_hash,
+        excluded.visitor_sketch, excluded.timezone, excluded.starts_at, excluded.ends_at
     )
+),
+
+made_final AS (
+    UPDATE analytics_daily_stats AS stats
+    SET raw_purged_at = now(), purge_snapshot = pg_current_snapshot()
+    FROM counted
+    WHERE
+        counted.has_vanished
+        AND stats.website_id = counted.website_id
+        AND stats.date = counted.date
+        AND stats.raw_purged_at IS NULL
+        AND stats.aggregated_at <= now()
 )
 
 SELECT
-    counted.website_id,
-    counted.total_events,
+    website_id,
+    total_events,
     CASE
-        WHEN stats.raw_purged_at IS NOT NULL THEN ', but left its row as it is: raw events of it were deleted before'
+        WHEN is_final THEN ', but left its row as it is: raw events of it were deleted before'
+        WHEN has_vanished
+            THEN ', but left its row as it is and made it final: somebody else deleted raw events of it'
         ELSE ''
     END AS remark
 FROM counted
-LEFT JOIN analytics_daily_stats AS stats ON counted.website_id = stats.website_id AND stats.date = %(day)s::date
-ORDER BY counted.website_id;
+ORDER BY website_id, date;

@@ -1,34 +1,24 @@
--- Freezes the run's cutoff, the start of the day retention_days before today, and counts what is older.
--- Params: retention_days (int), timezone (IANA name).
--- Result: one row: cutoff (timestamptz as text), events, sessions, database_bytes, database_size.
--- Soft-deleted rows expire as well. A session expires by its last activity, and while it has no event younger
--- than the cutoff.
-WITH retention AS (
+-- Counts what a run may delete: the events of proven days, and the sessions that have expired and lose all their
+-- events.
+-- Params: moment (timestamptz), retention_days (int), timezone (IANA name), for websites without a policy of their own.
+-- Result: one row: events, sessions.
+WITH proven AS MATERIALIZED (
     SELECT
-        analytics_day_start(
-            (now() AT TIME ZONE %(timezone)s)::date - %(retention_days)s::int, %(timezone)s
-        ) AS cutoff
+        website_id,
+        days
+    FROM analytics_proven_days
 )
 
 SELECT
-    retention.cutoff::text AS cutoff,
     (
-        SELECT count(*) FROM analytics_event AS event
-        WHERE event.timestamp < retention.cutoff
+        SELECT count(*)
+        FROM analytics_event AS event
+        INNER JOIN proven ON event.website_id = proven.website_id
+        WHERE
+            event.timestamp < (SELECT max(upper(newest.days)) FROM proven AS newest)
+            AND proven.days @> event.timestamp
     ) AS events,
     (
-        SELECT count(*) FROM analytics_session AS session
-        WHERE
-            session.started_at < retention.cutoff
-            AND session.last_activity_at < retention.cutoff
-            AND NOT EXISTS (
-                SELECT FROM analytics_event AS event
-                WHERE
-                    event.session_id = session.session_id
-                    AND event.deleted_at IS NULL
-                    AND event.timestamp >= retention.cutoff
-            )
-    ) AS sessions,
-    pg_database_size(current_database()) AS database_bytes,
-    pg_size_pretty(pg_database_size(current_database())) AS database_size
-FROM retention;
+        SELECT count(*)
+        FROM analytics_expired_sessions(%(moment)s::timestamptz, %(timezone)s, %(retention_days)s::int)
+    ) AS sessions;

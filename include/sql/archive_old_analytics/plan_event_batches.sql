@@ -1,58 +1,61 @@
--- Cuts the expired events into batches of batch_size rows, one mapped task each.
--- Params: cutoff (timestamptz), expired (bigint, rows counted), batch_size (int), timezone (IANA name),
---   dry_run (boolean).
+-- Cuts the events of proven days into batches of batch_size rows, one mapped task each.
+-- Params: moment (timestamptz), retention_days (int), timezone (IANA name), expired (bigint, rows counted),
+--   batch_size (int), dry_run (boolean).
 -- Result: one row per mapped task, the parameters of delete_event_batch.sql and their label; none on a dry run.
 -- Airflow maps at most 1024 tasks: beyond 1000 batches, each task gets several consecutive ones.
--- Cuts are existing rows, found by jumping through the index on (timestamp, id); ranges are (lo, hi], and a last one
--- that is not full goes up to the cutoff, so they cover every expired row exactly once.
-WITH RECURSIVE task AS (
+-- Cuts are existing rows, found in one pass through the index on (timestamp, id). Ranges are (lo, hi], the last one
+-- open up to the newest proven day, so they cover every row exactly once.
+WITH proven AS MATERIALIZED (
+    SELECT
+        website_id,
+        days
+    FROM analytics_proven_days
+),
+
+task AS (
     SELECT
         ceil(%(expired)s::numeric / %(batch_size)s::int)::bigint AS total,
         greatest(1, ceil(%(expired)s::numeric / %(batch_size)s::int / 1000))::bigint AS batches
 ),
 
-cut AS (
+numbered AS (
     SELECT
-        0 AS task_index,
-        '-infinity'::timestamptz AS timestamp,
-        '' AS id
-    UNION ALL
-    SELECT
-        cut.task_index + 1 AS task_index,
-        next_cut.timestamp,
-        next_cut.id
-    FROM cut
-    CROSS JOIN LATERAL (
-        SELECT
-            event.timestamp,
-            event.id
-        FROM analytics_event AS event
-        WHERE
-            (event.timestamp, event.id) > (cut.timestamp, cut.id)
-            AND event.timestamp < %(cutoff)s::timestamptz
-        ORDER BY event.timestamp, event.id
-        LIMIT 1 OFFSET (SELECT task.batches * %(batch_size)s::int - 1 FROM task)
-    ) AS next_cut
+        row_number() OVER by_time - 1 AS number,
+        lag(event.timestamp, 1, '-infinity') OVER by_time AS previous_timestamp,
+        lag(event.id, 1, '') OVER by_time AS previous_id
+    FROM analytics_event AS event
+    INNER JOIN proven ON event.website_id = proven.website_id
+    WHERE
+        event.timestamp < (SELECT max(upper(newest.days)) FROM proven AS newest)
+        AND proven.days @> event.timestamp
+    WINDOW by_time AS (ORDER BY event.timestamp, event.id)
 ),
 
+-- The first event of each task: its range begins after the event before.
 planned AS (
     SELECT
-        cut.task_index,
-        cut.timestamp AS lo_timestamp,
-        cut.id AS lo_id,
-        coalesce(lead(cut.timestamp) OVER (ORDER BY cut.task_index), %(cutoff)s::timestamptz) AS hi_timestamp,
-        coalesce(lead(cut.id) OVER (ORDER BY cut.task_index), '') AS hi_id
-    FROM cut
+        numbered.previous_timestamp AS lo_timestamp,
+        numbered.previous_id AS lo_id,
+        numbered.number / (task.batches * %(batch_size)s::int) AS task_index,
+        lead(numbered.previous_timestamp, 1, (SELECT max(upper(newest.days)) FROM proven AS newest))
+            OVER by_number
+            AS hi_timestamp,
+        lead(numbered.previous_id, 1, '') OVER by_number AS hi_id
+    FROM numbered
+    CROSS JOIN task
+    WHERE mod(numbered.number, task.batches * %(batch_size)s::int) = 0
+    WINDOW by_number AS (ORDER BY numbered.number)
 )
 
 SELECT
     planned.lo_id,
     planned.hi_id,
     task.batches,
+    %(moment)s AS moment,
+    %(retention_days)s::int AS retention_days,
     %(timezone)s AS timezone,
     %(batch_size)s::int AS batch_size,
     %(expired)s::bigint AS expired,
-    %(cutoff)s::timestamptz::text AS cutoff,
     planned.lo_timestamp::text AS lo_timestamp,
     planned.hi_timestamp::text AS hi_timestamp,
     planned.task_index * task.batches * %(batch_size)s::int AS done,
@@ -71,12 +74,5 @@ SELECT
     ) AS label
 FROM planned
 CROSS JOIN task
-WHERE
-    NOT %(dry_run)s::boolean
-    AND EXISTS (
-        SELECT FROM analytics_event AS event
-        WHERE
-            (event.timestamp, event.id) > (planned.lo_timestamp, planned.lo_id)
-            AND event.timestamp < %(cutoff)s::timestamptz
-    )
+WHERE NOT %(dry_run)s::boolean
 ORDER BY planned.task_index;

@@ -3,6 +3,8 @@
 -- Result: one row per closed session: session_id, duration_seconds.
 -- The idle test is repeated on the latest version of each row, so a visitor who returns meanwhile stays open.
 -- A row that the application is writing at this moment is passed over: it is in use, and looked at again next run.
+-- Looks at all open sessions, which are few, and not only at old ones: where a clock was wrong, a session's last
+-- activity can be before its start.
 UPDATE analytics_session AS session
 SET
     ended_at = session.last_activity_at,
@@ -14,7 +16,6 @@ WHERE
         WHERE
             idle.ended_at IS NULL
             AND idle.deleted_at IS NULL
-            AND idle.started_at < now() - make_interval(mins => %(idle_minutes)s::int)
             AND idle.last_activity_at < now() - make_interval(mins => %(idle_minutes)s::int)
         ORDER BY idle.started_at
         LIMIT %(batch_size)s::int

@@ -1,9 +1,22 @@
--- Counts the visitors who sent an event within the session timeout.
+-- Counts the visitors who sent an event within the session timeout, and the sessions that should have been closed.
 -- Params: idle_minutes (int).
--- Result: one row: active_visitors.
-SELECT count(DISTINCT visitor_id COLLATE "C") AS active_visitors
-FROM analytics_event
-WHERE
-    timestamp >= now() - make_interval(mins => %(idle_minutes)s::int)
-    AND timestamp <= now()
-    AND deleted_at IS NULL;
+-- Result: one row: active_visitors, left_open (idle sessions that the application was writing when they were to be
+-- closed).
+SELECT
+    (
+        SELECT count(*) FROM (
+            SELECT DISTINCT event.visitor_id FROM analytics_event AS event
+            WHERE
+                event.timestamp >= now() - make_interval(mins => %(idle_minutes)s::int)
+                AND event.timestamp <= now()
+                AND event.deleted_at IS NULL
+        ) AS visitor
+    ) AS active_visitors,
+    (
+        SELECT count(*) FROM analytics_session AS session
+        WHERE
+            session.ended_at IS NULL
+            AND session.deleted_at IS NULL
+            -- Not those whose timeout ended while the run went on.
+            AND session.last_activity_at < now() - make_interval(mins => %(idle_minutes)s::int + 1)
+    ) AS left_open;

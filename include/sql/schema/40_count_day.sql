@@ -1,0 +1,124 @@
+-- What the raw events of a day say.
+
+-- The bit of a visitor in visitor_sketch, a bitmap of 24 levels of 2048 bits (Flajolet and Martin, "Probabilistic
+-- counting algorithms for data base applications", 1985). The visitor's hash decides: level n gets a visitor with
+-- probability 2^-(n+1), the last level what is left. The sketch of several days is the bitwise or of theirs.
+CREATE OR REPLACE FUNCTION analytics_sketch_bit(hash bit(64)) RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT
+        substring(hash FROM 1 FOR 11)::bit(11)::integer
+        + 2048 * (position(B'1' IN substring(hash FROM 12 FOR 23) || B'1') - 1)
+$$;
+
+-- The statistics of a website in [from_instant, to_instant): the columns of analytics_daily_stats; one row.
+CREATE OR REPLACE FUNCTION analytics_count_day(website text, from_instant timestamptz, to_instant timestamptz)
+RETURNS TABLE (
+    total_pageviews bigint,
+    total_custom_events bigint,
+    unique_visitors bigint,
+    unique_sessions bigint,
+    top_pages jsonb,
+    top_referrers jsonb,
+    total_events bigint,
+    deleted_events bigint,
+    events_hash bigint,
+    visitor_sketch bit(49152)
+)
+LANGUAGE plpgsql STABLE
+-- Planned once for all websites and days. Groups must be hashed: sorting them under the database's collation is many
+-- times slower, and is what the planner chooses where it overestimates their number.
+SET plan_cache_mode = force_generic_plan
+SET enable_sort = off
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH grouped AS MATERIALIZED (
+        SELECT
+            event.pathname,
+            event.referrer_source,
+            event.visitor_id,
+            grouping(event.pathname, event.referrer_source, event.visitor_id, event.session_id) AS absent,
+            count(*) AS events,
+            count(*) FILTER (WHERE event.event_type = 'pageview') AS pageviews,
+            count(*) FILTER (WHERE event.event_type = 'custom_event') AS custom_events,
+            bit_xor(hashtextextended(event.id, 0)) AS ids
+        FROM analytics_event AS event
+        WHERE
+            event.website_id = website
+            AND event.timestamp >= from_instant
+            AND event.timestamp < to_instant
+            AND event.deleted_at IS NULL
+        GROUP BY GROUPING SETS ((event.pathname), (event.referrer_source), (event.visitor_id), (event.session_id))
+    ),
+
+    page AS (
+        SELECT
+            grouped.pathname AS item,
+            grouped.pageviews
+        FROM grouped
+        WHERE grouped.absent = b'0111'::int AND grouped.pageviews > 0
+        ORDER BY grouped.pageviews DESC, grouped.pathname COLLATE "C" ASC LIMIT 10
+    ),
+
+    referrer AS (
+        SELECT
+            grouped.referrer_source AS item,
+            grouped.pageviews
+        FROM grouped
+        WHERE grouped.absent = b'1011'::int AND grouped.pageviews > 0 AND grouped.referrer_source <> ''
+        ORDER BY grouped.pageviews DESC, grouped.referrer_source COLLATE "C" ASC LIMIT 10
+    ),
+
+    -- SHA-256, since sketches are kept for ever, and PostgreSQL's own hashes may differ between versions.
+    visitor AS MATERIALIZED (
+        SELECT ('x' || substring(sha256(convert_to(grouped.visitor_id, 'UTF8'))::text FROM 3 FOR 16))::bit(64) AS hash
+        FROM grouped
+        WHERE grouped.absent = b'1101'::int
+    ),
+
+    sketch AS (
+        SELECT coalesce(string_agg(repeat('0', numbered.gap) || '1', '' ORDER BY numbered.number), '') AS bits
+        FROM (
+            SELECT
+                visitor_bit.number,
+                visitor_bit.number - lag(visitor_bit.number, 1, -1) OVER (ORDER BY visitor_bit.number) - 1 AS gap
+            FROM (SELECT DISTINCT analytics_sketch_bit(visitor.hash) AS number FROM visitor) AS visitor_bit
+        ) AS numbered
+    )
+
+    SELECT
+        coalesce(sum(grouped.pageviews) FILTER (WHERE grouped.absent = b'0111'::int), 0)::bigint,
+        coalesce(sum(grouped.custom_events) FILTER (WHERE grouped.absent = b'0111'::int), 0)::bigint,
+        count(*) FILTER (WHERE grouped.absent = b'1101'::int),
+        count(*) FILTER (WHERE grouped.absent = b'1110'::int),
+        coalesce((
+            SELECT
+                jsonb_agg(
+                    jsonb_build_object('item', page.item, 'count', page.pageviews)
+                    ORDER BY page.pageviews DESC, page.item COLLATE "C" ASC
+                )
+            FROM page
+        ), '[]'),
+        coalesce((
+            SELECT
+                jsonb_agg(
+                    jsonb_build_object('item', referrer.item, 'count', referrer.pageviews)
+                    ORDER BY referrer.pageviews DESC, referrer.item COLLATE "C" ASC
+                )
+            FROM referrer
+        ), '[]'),
+        coalesce(sum(grouped.events) FILTER (WHERE grouped.absent = b'0111'::int), 0)::bigint,
+        (
+            SELECT count(*) FROM analytics_event AS event
+            WHERE
+                event.website_id = website
+                AND event.timestamp >= from_instant
+                AND event.timestamp < to_instant
+                AND event.deleted_at IS NOT NULL
+        ),
+        coalesce(bit_xor(grouped.ids) FILTER (WHERE grouped.absent = b'0111'::int), 0),
+        -- The cast fills up with zeros.
+        (SELECT sketch.bits::bit(49152) FROM sketch)
+    FROM grouped;
+END
+$$;
