@@ -24,7 +24,7 @@ planned AS (
         numbered.previous_started_at AS lo_started_at,
         numbered.previous_id AS lo_id,
         numbered.number / (task.batches * %(batch_size)s::int) AS task_index,
-        lead(numbered.previous_started_at, 1, 'infinity') OVER by_number AS hi_started_at,
+        lead(numbered.previous_started_at, 1, %(moment)s::timestamptz) OVER by_number AS hi_started_at,
         lead(numbered.previous_id, 1, '') OVER by_number AS hi_id
     FROM numbered
     CROSS JOIN task

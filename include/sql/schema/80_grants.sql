@@ -23,6 +23,6 @@ $$;
 
 GRANT SELECT, INSERT, UPDATE ON analytics_daily_stats TO analytics_jobs;
 GRANT SELECT, INSERT, UPDATE, DELETE ON analytics_purge_proof TO analytics_jobs;
-GRANT SELECT ON analytics_website_policy, analytics_traffic_daily TO analytics_jobs;
+GRANT SELECT ON analytics_website_policy, analytics_proven_days, analytics_traffic_daily TO analytics_jobs;
 GRANT SELECT, DELETE ON analytics_event TO analytics_jobs;
 GRANT SELECT, DELETE, UPDATE (ended_at, duration_seconds, updated_at) ON analytics_session TO analytics_jobs;
