@@ -14,29 +14,33 @@ pytestmark = pytest.mark.usefixtures("airflow_metadata")
 
 EDGES = {
     "aggregate_daily_analytics": {
-        "check_database": {"find_unaggregated_days"},
-        "find_unaggregated_days": {"plan_days"},
+        "check_database": {"find_due_days"},
+        "find_due_days": {"plan_days"},
         "plan_days": {"aggregate_day"},
         "aggregate_day": set(),
     },
     "cleanup_analytics_sessions": {
-        "check_database": {"close_idle_sessions"},
+        "check_database": {"count_anomalies"},
+        "count_anomalies": {"close_idle_sessions"},
         "close_idle_sessions": {"end_returned_sessions"},
         "end_returned_sessions": {"count_active_visitors"},
         "count_active_visitors": set(),
     },
     "archive_old_analytics": {
-        "check_database": {"count_expired"},
-        "count_expired": {
-            "find_unaggregated_days",
-            "check_aggregated",
+        "check_database": {"freeze_cutoff"},
+        "freeze_cutoff": {
+            "prove_days",
+            "prove_again",
+            "count_expired",
             "plan_event_batches",
             "plan_session_batches",
             "report_result",
         },
-        "find_unaggregated_days": {"aggregate_day"},
-        "aggregate_day": {"check_aggregated"},
-        "check_aggregated": {"plan_event_batches", "plan_session_batches"},
+        "prove_days": {"plan_days"},
+        "plan_days": {"aggregate_day"},
+        "aggregate_day": {"prove_again"},
+        "prove_again": {"count_expired", "report_result"},
+        "count_expired": {"plan_event_batches", "plan_session_batches", "report_result"},
         "plan_event_batches": {"delete_event_batch"},
         "plan_session_batches": {"delete_session_batch"},
         "delete_event_batch": {"delete_session_batch", "report_result"},
@@ -47,12 +51,8 @@ EDGES = {
 }
 JOBS = list(EDGES)
 SHARED = {(dag_id, "check_database"): "check_database.sql" for dag_id in JOBS} | {
-    ("archive_old_analytics", task_id): f"aggregate_daily_analytics/{file}.sql"
-    for task_id, file in {
-        "find_unaggregated_days": "find_unaggregated_days",
-        "aggregate_day": "aggregate_day",
-        "check_aggregated": "find_unaggregated_days",
-    }.items()
+    ("archive_old_analytics", "aggregate_day"): "aggregate_daily_analytics/aggregate_day.sql",
+    ("archive_old_analytics", "prove_again"): "archive_old_analytics/prove_days.sql",
 }
 """The SQL files of tasks that are not named after their DAG and task."""
 
@@ -100,7 +100,7 @@ def test_schedules_and_pause() -> None:
 
 
 def test_retry_policy_fails_at_once_what_a_retry_cannot_mend() -> None:
-    policy = dags()["archive_old_analytics"].get_task("count_expired").retry_policy
+    policy = dags()["archive_old_analytics"].get_task("freeze_cutoff").retry_policy
 
     def decide(error: type[Exception]) -> str:
         return str(policy.evaluate(error(), 1, 4).action.value)
@@ -174,6 +174,19 @@ class TestAggregate:
         assert run.labels["aggregate_day"] == [str(day.date()) for day in (days[0], days[2], days[3])]
         assert [row["date"] for row in stats(database)] == [str(day.date()) for day in days]
 
+    def test_a_day_that_got_a_late_event_is_counted_again(
+        self, database: Database, now: datetime, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        old = now - timedelta(days=40)
+        database.event(old)
+        aggregate(capsys)
+        database.event(old)
+        run = aggregate(capsys)
+        assert "[Analytics Job] Found 1 day(s) without right stats" in run.log
+        assert run.labels["aggregate_day"] == [str(old.date()), str((now - timedelta(days=1)).date())]
+        assert stats(database)[0]["total_events"] == 2
+        assert "[Analytics Job] No day is due" in aggregate(capsys).log
+
     def test_range_is_one_mapped_task_per_day(self, database: Database, capsys: pytest.CaptureFixture[str]) -> None:
         for day in (1, 2, 4):
             database.event(f"2026-01-0{day} 12:00Z")
@@ -207,6 +220,8 @@ class TestCleanup:
         idle = database.session(now - 3 * hour, now - 2 * hour - timedelta(minutes=35))
         returned = database.session(now - 3 * hour, now - hour, ended_at=now - 2 * hour, duration_seconds=3600)
         active = database.session(now - hour, now)
+        database.session(now + hour, now - hour)
+        database.session(now, now + hour)
         database.event(now - timedelta(minutes=5))
         run = run_dag("cleanup_analytics_sessions", capsys)
         assert run.state == "success"
@@ -214,10 +229,12 @@ class TestCleanup:
         assert (ended[idle]["ended_at"], ended[idle]["duration_seconds"]) == (ended[idle]["last_activity_at"], 1500)
         assert ended[returned]["duration_seconds"] == 7200
         assert ended[active]["ended_at"] is None
-        assert "[Analytics Cleanup] Found 1 stale session(s) to close" in run.log
+        assert "[Analytics Cleanup] Found 2 stale session(s) to close" in run.log
+        anomalies = "Clock skew: 1 open session(s) with activity before their start, 1 in the future"
+        assert f"[Analytics Cleanup] {anomalies}" in run.log
         assert f"[Analytics Cleanup] ✅ Closed session {idle} (duration: 1500s)" in run.log
         assert "[Analytics Cleanup] ✅ Ended 1 session(s) again that had come back" in run.log
-        assert "[Analytics Cleanup] 1 visitor(s) active now" in run.log
+        assert "[Analytics Cleanup] 1 visitor(s) active now; 0 idle session(s) left" in run.log
 
         before = database.query("SELECT *, xmin::text FROM analytics_session ORDER BY id")
         assert "[Analytics Cleanup] No stale sessions" in run_dag("cleanup_analytics_sessions", capsys).log
@@ -290,7 +307,7 @@ class TestArchive:
         again = run_dag("archive_old_analytics", capsys)
         assert again.state == "success"
         assert again.tasks["delete_event_batch"] == ["skipped"]
-        assert "[Analytics Archive] Nothing is older than" in again.log
+        assert "[Analytics Archive] Nothing to delete is older than" in again.log
         assert stats(database) == before
 
     def test_aggregation_after_retention_leaves_the_row_alone(
@@ -326,20 +343,65 @@ class TestArchive:
         assert stats(database) == [{"website_id": "site", "date": day, "total_events": 2100, "total_pageviews": 2100}]
         assert database.value("SELECT count(*) FROM analytics_event") == 1
 
-    def test_a_day_that_cannot_be_aggregated_stops_the_run_before_anything_is_deleted(
+    def test_a_day_that_cannot_be_proven_is_left_alone_and_named_and_everything_else_goes(
         self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
     ) -> None:
         # A trigger that swallows the row stands for whatever keeps it from being written.
         database.connection.execute(
             "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;"
-            "CREATE TRIGGER swallow BEFORE INSERT ON analytics_daily_stats FOR EACH ROW EXECUTE FUNCTION swallow()"
+            "CREATE TRIGGER swallow BEFORE INSERT ON analytics_daily_stats FOR EACH ROW WHEN (NEW.website_id = 'site')"
+            " EXECUTE FUNCTION swallow()"
         )
+        for _ in range(3):
+            database.event(midnight - timedelta(days=2), website_id="other")
         run = run_dag("archive_old_analytics", capsys)
         assert run.state == "failed"
-        assert run.tasks["check_aggregated"] == ["failed"]
+        assert [task for task, states in run.tasks.items() if "failed" in states] == ["report_result"]
         day = str((midnight - timedelta(days=1)).date())
-        assert f"Nothing was deleted: the day {day} has events but no daily stats" in run.log
+        assert (
+            "1 day(s) were left alone, since their stats do not count exactly their events: "
+            f"site {day} (2100 event(s), no stats); read the log of aggregate_day"
+        ) in run.log
+        assert database.value("SELECT count(*) FROM analytics_event WHERE website_id = 'site'") == 2101
+        assert database.value("SELECT count(*) FROM analytics_event WHERE website_id = 'other'") == 0
+
+    def test_an_aggregation_that_fails_leaves_its_day_alone_and_everything_else_goes(
+        self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        database.event(midnight - timedelta(days=2), website_id="other")
+        self.aggregate(capsys, midnight - timedelta(days=1))
+        database.connection.execute("ALTER TABLE analytics_daily_stats ADD CHECK (website_id <> 'site')")
+        run = run_dag("archive_old_analytics", capsys)
+        assert run.state == "failed"
+        assert (run.tasks["aggregate_day"], run.tasks["report_result"]) == (["failed"], ["failed"])
+        assert run.tasks["delete_event_batch"] == ["success"]
         assert database.value("SELECT count(*) FROM analytics_event") == 2101
+
+    def test_late_events_of_a_final_day_are_named_and_removed(
+        self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run_dag("archive_old_analytics", capsys)
+        before = database.query("SELECT *, xmin::text FROM analytics_daily_stats")
+        database.event(midnight - timedelta(seconds=1))
+        run = run_dag("archive_old_analytics", capsys)
+        assert run.state == "success"
+        day = str((midnight - timedelta(days=1)).date())
+        late = f"Website site, {day}: 1 event(s) came after its stats were final and were not counted"
+        assert f"[Analytics Archive] {late}" in run.log
+        assert database.value("SELECT count(*) FROM analytics_event") == 1
+        assert database.query("SELECT *, xmin::text FROM analytics_daily_stats") == before
+
+    def test_a_website_on_hold_keeps_everything_and_is_named(
+        self, database: Database, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        database.connection.execute(
+            "INSERT INTO analytics_website_policy (website_id, legal_hold) VALUES ('site', TRUE)"
+        )
+        run = run_dag("archive_old_analytics", capsys)
+        assert run.state == "success"
+        assert "legal hold on the raw data of site" in run.log
+        assert database.value("SELECT count(*) FROM analytics_event") == 2101
+        assert database.value("SELECT count(*) FROM analytics_session") == 2
 
     def test_params_set_retention_and_batch_size(
         self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]

@@ -66,14 +66,16 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
     WHERE
         session.started_at < (SELECT max(cutoffs.cutoff) FROM cutoffs)
         AND session.last_activity_at < coalesce(policy.cutoff, general.cutoff)
-        AND NOT EXISTS (
-            SELECT FROM analytics_event AS event
+        -- Not NOT EXISTS, which may read all events there are to look for those of a few sessions.
+        AND (
+            SELECT event.id FROM analytics_event AS event
             LEFT JOIN proven ON event.website_id = proven.website_id
             WHERE
                 event.session_id = session.session_id
                 AND event.deleted_at IS NULL
                 AND (proven.days @> event.timestamp) IS NOT TRUE
-        )
+            LIMIT 1
+        ) IS NULL
 $$;
 
 -- The newest transaction that can have made a row version that is visible now.
