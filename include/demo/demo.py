@@ -24,7 +24,7 @@ from psycopg import sql
 import postgres
 import report
 import traffic
-from local_airflow import REPOSITORY, USER, Airflow
+from local_airflow import READER, REPOSITORY, USER, Airflow
 
 STATE = REPOSITORY / ".state"
 HERE = Path(__file__).parent
@@ -151,8 +151,10 @@ def prepare(server: postgres.Server, folder: Path | None) -> None:
     if installed.returncode:
         raise RuntimeError(installed.stderr.strip())
     with psycopg.connect(server.dsn("analytics")) as database:
-        if database.execute("SELECT FROM pg_roles WHERE rolname = 'airflow_jobs'").fetchone() is None:
-            database.execute("CREATE ROLE airflow_jobs LOGIN IN ROLE analytics_jobs")
+        for login, role in (("airflow_jobs", "analytics_jobs"), (READER, "analytics_readers")):
+            if database.execute("SELECT FROM pg_roles WHERE rolname = %s", [login]).fetchone() is None:
+                names = (sql.Identifier(login), sql.Identifier(role))
+                database.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(*names))
     line.done("Daily stats table, indexes and grants")
 
 

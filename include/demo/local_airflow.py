@@ -21,6 +21,7 @@ from postgres import Server, free_port
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
 USER = "admin"
+READER = "airflow_reader"  # the login of the Analytics page in the database
 
 HEALTH = {"scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
 
@@ -29,7 +30,7 @@ def environment(state: Path, server: Server, connection: dict[str, Any], port: i
     """The environment of every Airflow process.
 
     The user's Airflow settings are about another Airflow and stay out; `ANALYTICS_*` settings are let in.
-    `connection` becomes the connection `analytics_db`; `port` is the api-server's.
+    `connection` becomes the connection `analytics_db`, and as READER `analytics_reader`; `port` is the api-server's.
     """
     foreign = ("AIRFLOW", "PG", "PYTHON", "VIRTUAL_ENV")
     url, local = f"http://127.0.0.1:{port}", "127.0.0.1,localhost"
@@ -62,6 +63,7 @@ def environment(state: Path, server: Server, connection: dict[str, Any], port: i
         | {
             "AIRFLOW_HOME": str(state / "airflow"),
             "AIRFLOW_CONN_ANALYTICS_DB": json.dumps(connection),
+            "AIRFLOW_CONN_ANALYTICS_READER": json.dumps(connection | {"login": READER}),
             "PATH": f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             # Tasks talk to the api-server: not through a company's proxy.
             "NO_PROXY": local,
