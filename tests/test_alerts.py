@@ -78,9 +78,8 @@ def break_batches(database: Database, midnight: datetime) -> None:
     """Let every batch of a retention run fail: three expired events, none of which can be deleted."""
     for hour in (3, 2, 1):
         database.event(midnight - timedelta(hours=hour))
-    database.run(
-        "aggregate_daily_analytics/aggregate_day.sql", day=str((midnight - timedelta(days=1)).date()), timezone="UTC"
-    )
+    day = str((midnight - timedelta(days=1)).date())
+    database.run("aggregate_daily_analytics/aggregate_day.sql", days=[day], timezone="UTC")
     database.connection.execute(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE check_violation; END $$;"
         "CREATE TRIGGER refuse BEFORE DELETE ON analytics_event EXECUTE FUNCTION refuse()"
@@ -124,7 +123,7 @@ def test_quietly_off_without_connections(
     database: Database, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    database.connection.execute("DROP TABLE analytics_daily_stats")
+    database.connection.execute("DROP TABLE analytics_daily_stats CASCADE")
     run = run_dag("cleanup_analytics_sessions", capsys)
     assert run.state == "failed"
     assert "No alert through slack_default: the connection is not defined" in caplog.text
@@ -141,7 +140,7 @@ def test_a_channel_that_is_down_says_so_and_does_not_keep_the_other_from_being_t
     connection = {"conn_type": "smtp", "host": "127.0.0.1", "port": free_port(), "extra": {"disable_ssl": True}}
     monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(connection))
     monkeypatch.setattr(settings, "alert_email", "oncall@example.org")
-    database.connection.execute("DROP TABLE analytics_daily_stats")
+    database.connection.execute("DROP TABLE analytics_daily_stats CASCADE")
     run = run_dag("cleanup_analytics_sessions", capsys)
     assert run.state == "failed"
     assert "The alert through connection smtp_default could not be sent" in caplog.text
