@@ -79,7 +79,7 @@ def break_batches(database: Database, midnight: datetime) -> None:
     for hour in (3, 2, 1):
         database.event(midnight - timedelta(hours=hour))
     database.run(
-        "aggregate_daily_analytics/aggregate_day.sql", day=str((midnight - timedelta(days=1)).date()), timezone="UTC"
+        "aggregate_daily_analytics/aggregate_day.sql", days=[str((midnight - timedelta(days=1)).date())], timezone="UTC"
     )
     database.connection.execute(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE check_violation; END $$;"
@@ -107,7 +107,9 @@ def test_one_message_per_channel_for_a_run_with_many_failed_batches(
     text = body.get_content()
     [message] = slack
     for channel in (text, message["text"]):
-        assert "of the job archive_old_analytics failed: its task delete_event_batch (map index " in channel
+        assert "of the job archive_old_analytics failed.\n" in channel.replace("<br>", "\n")
+        assert "What happened: delete_event_batch failed." in channel
+        assert "What was done: what its finished tasks did. It stays done" in channel
         assert "/dags/archive_old_analytics/runs/manual__" in channel
     assert "secret" not in run.log
 
@@ -124,10 +126,10 @@ def test_quietly_off_without_connections(
     database: Database, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    database.connection.execute("DROP TABLE analytics_daily_stats")
+    database.connection.execute("DROP TABLE analytics_daily_stats CASCADE")
     run = run_dag("cleanup_analytics_sessions", capsys)
     assert run.state == "failed"
-    assert "No alert through slack_default: the connection is not defined" in caplog.text
+    assert "No message through slack_default: the connection is not defined" in caplog.text
     assert "could not be sent" not in caplog.text
 
 
@@ -141,10 +143,10 @@ def test_a_channel_that_is_down_says_so_and_does_not_keep_the_other_from_being_t
     connection = {"conn_type": "smtp", "host": "127.0.0.1", "port": free_port(), "extra": {"disable_ssl": True}}
     monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(connection))
     monkeypatch.setattr(settings, "alert_email", "oncall@example.org")
-    database.connection.execute("DROP TABLE analytics_daily_stats")
+    database.connection.execute("DROP TABLE analytics_daily_stats CASCADE")
     run = run_dag("cleanup_analytics_sessions", capsys)
     assert run.state == "failed"
-    assert "The alert through connection smtp_default could not be sent" in caplog.text
+    assert "The message through connection smtp_default could not be sent" in caplog.text
     assert len(slack) == 1
 
 
@@ -152,6 +154,6 @@ def test_a_run_that_timed_out_is_not_blamed_on_the_task_that_had_not_finished() 
     ti = SimpleNamespace(task_id="delete_event_batch", map_index=3, log_url="http://airflow/log")
     context = {"dag": SimpleNamespace(dag_id="archive"), "run_id": "manual__1", "ti": ti, "reason": "timed_out"}
     _, text = describe(context)
-    assert "failed: timed_out, with tasks that had not finished" in text
+    assert "It ended (timed_out) before all its tasks had." in text
     assert "delete_event_batch" not in text
     assert "/dags/archive/runs/manual__1" in text
