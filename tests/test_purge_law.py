@@ -151,6 +151,23 @@ class TestBetweenProofAndDeletion:
             assert delete(database, "event", batches) == [1]
         assert ids(database) == {"late", "kept"}
 
+    def test_an_event_was_inserted_in_a_subtransaction_before_the_proof(self, database: Database) -> None:
+        database.event(OLD, id="counted")
+        aggregate(database, "2024-02-29")
+        with database.connect() as application:
+            with application.transaction(), application.transaction():
+                application.execute(
+                    "INSERT INTO analytics_event (id, website_id, pathname, visitor_id, session_id, timestamp)"
+                    " VALUES ('late', 'site', '/', 'v', 's', %s)",
+                    [OLD],
+                )
+                database.event(CUTOFF, id="kept")
+                assert prove(database) == []
+                batches = plan(database, "event")
+            assert delete(database, "event", batches) == [1]
+        assert ids(database) == {"late", "kept"}
+        assert prove(database) == [(*NAME, True, 1)]
+
     def test_an_event_is_soft_deleted(self, counted: Database) -> None:
         batches = plan(counted, "event")
         soft_delete(counted, "0")
@@ -351,7 +368,7 @@ class TestVisibility:
             (100, 200, True),
             (149, 200, True),
             (150, 200, False),  # still running when the snapshot was taken
-            (151, 200, True),
+            (151, 200, False),  # perhaps a subtransaction of it
             (199, 200, False),
             (100, WRAP + 50, True),
             (10, WRAP + 50, False),

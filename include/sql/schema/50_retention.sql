@@ -86,12 +86,14 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
     )
 $$;
 
--- Whether a snapshot, taken earlier, shows a row version that is visible now, by its xmin. xmin has the lower 32 bits
--- of a transaction's number: the version is of the newest transaction with these bits that there can be. An old row
--- version whose bits recur is taken for a new one at most while as few transactions pass as since the snapshot.
+-- Whether a row version that is visible now, by its xmin, is older than every transaction that was running when a
+-- snapshot was taken. What such a transaction wrote may have been invisible then; pg_visible_in_snapshot() cannot tell,
+-- since a snapshot does not list subtransactions. xmin has the lower 32 bits of a transaction's number: the version is
+-- of the newest transaction with these bits that there can be. An old row version whose bits recur is taken for a new
+-- one at most while as few transactions pass as since the snapshot.
 CREATE OR REPLACE FUNCTION analytics_is_visible(row_xmin xid, newest_xid bigint, snapshot pg_snapshot) RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
-    SELECT pg_visible_in_snapshot(
-        greatest(newest_xid - ((newest_xid - row_xmin::text::bigint) & 4294967295), 0)::text::xid8, snapshot
-    )
+    SELECT
+        greatest(newest_xid - ((newest_xid - row_xmin::text::bigint) & 4294967295), 0)
+        < pg_snapshot_xmin(snapshot)::text::bigint
 $$;
