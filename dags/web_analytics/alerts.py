@@ -1,6 +1,7 @@
 """Tells people: one message per failed run, and one about each alert, by mail and Slack, where they are set up."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable
 from html import escape
@@ -97,9 +98,8 @@ def _states(ti: Any, dag: Any, run_id: str) -> dict[str, Counter[str]]:
     counts: dict[str, Counter[str]] = {}
     for task in dag.topological_sort():
         if not task.is_teardown and task.task_id != "start_run":
-            named = {name: state for name, state in states.items() if name.rsplit("_", 1)[0] == task.task_id}
-            mapped = {name: state for name, state in named.items() if name.rsplit("_", 1)[1].isdigit()}
-            own = list(mapped.values()) or [states.get(task.task_id)]
+            mapped = [state for name, state in states.items() if re.fullmatch(rf"{task.task_id}_\d+", name)]
+            own = mapped or [states.get(task.task_id)]
             counts[task.task_id] = Counter(str(getattr(state, "value", state)) for state in own)
     return counts
 
