@@ -23,9 +23,10 @@ from airflow.sdk import Param, dag, task
 
 from web_analytics.aggregation import aggregate_day
 from web_analytics.days import days_to_aggregate, tasks_for
-from web_analytics.job import JOB, check_database
+from web_analytics.job import check_database, job
 from web_analytics.postgres import PostgresOperator
 from web_analytics.settings import settings
+from web_analytics.watch import start_run, watch
 
 
 def date_param(title, description):
@@ -45,7 +46,7 @@ def plan_days(due, params=None, dag_run=None):
 
 
 @dag(
-    **JOB,
+    **job(),
     doc_md=__doc__,
     schedule=settings.aggregate_schedule,
     params={
@@ -67,7 +68,10 @@ def aggregate_daily_analytics():
     )
     days = plan_days(find_due_days.output)
 
-    check_database() >> find_due_days >> days >> aggregate_day(days)
+    aggregated = aggregate_day(days)
+
+    check_database() >> start_run() >> find_due_days >> days >> aggregated
+    watch(aggregated, target=days)
 
 
 aggregate_daily_analytics()

@@ -20,9 +20,10 @@ from airflow.sdk import Param, dag, task
 
 from web_analytics.aggregation import aggregate_day
 from web_analytics.days import tasks_for
-from web_analytics.job import JOB, check_database
+from web_analytics.job import JOB, check_database, job
 from web_analytics.retention import delete_batch, prove, report_result, sql
 from web_analytics.settings import settings
+from web_analytics.watch import start_run, watch
 
 NONE_FAILED = {"trigger_rule": "none_failed"}  # a step with nothing to do is skipped, and the next one goes on
 
@@ -33,7 +34,7 @@ def plan_days(problems):
 
 
 @dag(
-    **JOB | {"default_args": JOB["default_args"] | NONE_FAILED},
+    **job(default_args=JOB["default_args"] | NONE_FAILED),
     doc_md=__doc__,
     schedule=settings.archive_schedule,
     is_paused_upon_creation=True,  # nobody's data goes before they say so
@@ -62,9 +63,19 @@ def archive_old_analytics():
     measure_size = sql("measure_size", returns="row")
     report = report_result(frozen, prove_again.output, expired, deleted, measure_size.output)
 
-    check_database() >> freeze_cutoff >> prove_days >> days >> aggregate_day(days) >> prove_again >> count_expired
+    (
+        check_database()
+        >> start_run()
+        >> freeze_cutoff
+        >> prove_days
+        >> days
+        >> aggregate_day(days)
+        >> prove_again
+        >> count_expired
+    )
     count_expired >> [plan_events, plan_sessions]
     plan_events >> delete_events >> delete_sessions >> measure_size >> report
+    watch(report, target=frozen["cutoff"], deleted=list(deleted.values()))
 
 
 archive_old_analytics()

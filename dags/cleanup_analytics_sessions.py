@@ -16,9 +16,10 @@ from datetime import timedelta
 
 from airflow.sdk import Param, dag
 
-from web_analytics.job import JOB, check_database
+from web_analytics.job import check_database, job
 from web_analytics.postgres import PostgresOperator
 from web_analytics.settings import settings
+from web_analytics.watch import start_run, watch
 
 
 def sql(task_id, messages, **kwargs):
@@ -43,7 +44,7 @@ def close_sessions(task_id, found, end, none):
 
 
 @dag(
-    **JOB | {"dagrun_timeout": timedelta(hours=1)},
+    **job(deadline=timedelta(minutes=30), dagrun_timeout=timedelta(hours=1)),
     doc_md=__doc__,
     schedule=settings.cleanup_schedule,
     params={
@@ -76,7 +77,9 @@ def cleanup_analytics_sessions():
         "{active_visitors:,} visitor(s) active now; {left_open:,} idle session(s) left, since they were being written",
     )
 
-    check_database() >> count_anomalies >> close_idle_sessions >> end_returned_sessions >> count_active_visitors
+    check_database() >> start_run() >> count_anomalies >> close_idle_sessions
+    close_idle_sessions >> end_returned_sessions >> count_active_visitors
+    watch(count_active_visitors, target=None, written=[close_idle_sessions.output, end_returned_sessions.output])
 
 
 cleanup_analytics_sessions()

@@ -113,9 +113,9 @@ class Database:
         cursor = connection.execute((SQL / file).read_bytes(), parameters or None)
         return cursor.fetchall() if cursor.description else cursor.rowcount
 
-    def start(self, file: str, **parameters: Any) -> Future[Any]:
+    def start(self, file: str, own: psycopg.Connection[dict[str, Any]] | None = None, **parameters: Any) -> Future[Any]:
         """Run a file in another thread; return its future result once its statement waits for a lock."""
-        own = self.connect(LOGIN, options="-c search_path=analytics,public -c statement_timeout=20s")
+        own = own or self.connect(LOGIN, options="-c search_path=analytics,public -c statement_timeout=20s")
         result = BACKGROUND.submit(self.run, file, own, **parameters)
         result.add_done_callback(lambda _: own.close())
         waiting = "SELECT wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE pid = %s"

@@ -1,85 +1,48 @@
 """A failed run tells somebody: a real SMTP server and an HTTP server in Slack's place receive what Airflow sends."""
 
 import json
-import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from email.message import EmailMessage
-from email.parser import BytesParser
-from email.policy import default
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
 
 from conftest import Database
 from dag_runs import run_dag
 from postgres import free_port
+from sinks import ADDRESS, SECRET, mail_server, slack_server, text_of
 from web_analytics.alerts import describe
 from web_analytics.settings import settings
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
 
 
-class MailBox:
-    """Keeps the mails that an SMTP server receives."""
-
-    def __init__(self) -> None:
-        self.mails: list[EmailMessage] = []
-
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-        """Accept one mail."""
-        self.mails.append(BytesParser(EmailMessage, policy=default).parsebytes(envelope.content))
-        return "250 OK"
-
-
 @pytest.fixture
 def mails(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EmailMessage]]:
     """The mails sent through the connection smtp_default."""
-    box = MailBox()
-    controller = Controller(box, hostname="127.0.0.1", port=free_port())
-    controller.start()
-    extra = {"disable_ssl": True, "disable_tls": True, "from_email": "airflow@example.org"}
-    connection = {"conn_type": "smtp", "host": "127.0.0.1", "port": controller.port, "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(connection))
-    monkeypatch.setattr(settings, "alert_email", "oncall@example.org")
-    yield box.mails
-    controller.stop()
+    with mail_server() as (mails, connection):
+        monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", connection)
+        monkeypatch.setattr(settings, "alert_email", ADDRESS)
+        yield mails
 
 
 @pytest.fixture
 def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """The messages sent through the connection slack_default."""
-    messages: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"ok")
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever).start()
-    url = f"http://127.0.0.1:{server.server_port}/services"
-    connection = {"conn_type": "slackwebhook", "host": url, "password": "T0/B0/secret"}
-    monkeypatch.setenv("AIRFLOW_CONN_SLACK_DEFAULT", json.dumps(connection))
-    yield messages
-    server.shutdown()
-    server.server_close()
+    with slack_server() as (messages, connection):
+        monkeypatch.setenv("AIRFLOW_CONN_SLACK_DEFAULT", connection)
+        yield messages
 
 
 def break_batches(database: Database, midnight: datetime) -> None:
     """Let every batch of a retention run fail: three expired events, none of which can be deleted."""
     for hour in (3, 2, 1):
         database.event(midnight - timedelta(hours=hour))
-    day = str((midnight - timedelta(days=1)).date())
-    database.run("aggregate_daily_analytics/aggregate_day.sql", days=[day], timezone="UTC")
+    database.run(
+        "aggregate_daily_analytics/aggregate_day.sql", days=[str((midnight - timedelta(days=1)).date())], timezone="UTC"
+    )
     database.connection.execute(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE check_violation; END $$;"
         "CREATE TRIGGER refuse BEFORE DELETE ON analytics_event EXECUTE FUNCTION refuse()"
@@ -100,15 +63,14 @@ def test_one_message_per_channel_for_a_run_with_many_failed_batches(
 
     [mail] = mails
     assert mail["Subject"] == "[Analytics] archive_old_analytics failed"
-    assert (mail["From"], mail["To"]) == ("airflow@example.org", "oncall@example.org")
-    body = mail.get_body()
-    assert isinstance(body, EmailMessage)
-    text = body.get_content()
+    assert (mail["From"], mail["To"]) == ("airflow@example.org", ADDRESS)
     [message] = slack
-    for channel in (text, message["text"]):
-        assert "of the job archive_old_analytics failed: its task delete_event_batch (map index " in channel
+    for channel in (text_of(mail), message["text"]):
+        assert "of the job archive_old_analytics failed.\n" in channel
+        assert "What happened: delete_event_batch failed." in channel
+        assert "What was done: what its finished tasks did. It stays done" in channel
         assert "/dags/archive_old_analytics/runs/manual__" in channel
-    assert "secret" not in run.log
+    assert SECRET not in run.log
 
 
 def test_no_message_for_a_run_that_succeeds(
@@ -126,7 +88,7 @@ def test_quietly_off_without_connections(
     database.connection.execute("DROP TABLE analytics_daily_stats CASCADE")
     run = run_dag("cleanup_analytics_sessions", capsys)
     assert run.state == "failed"
-    assert "No alert through slack_default: the connection is not defined" in caplog.text
+    assert "No message through slack_default: the connection is not defined" in caplog.text
     assert "could not be sent" not in caplog.text
 
 
@@ -139,11 +101,11 @@ def test_a_channel_that_is_down_says_so_and_does_not_keep_the_other_from_being_t
 ) -> None:
     connection = {"conn_type": "smtp", "host": "127.0.0.1", "port": free_port(), "extra": {"disable_ssl": True}}
     monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(connection))
-    monkeypatch.setattr(settings, "alert_email", "oncall@example.org")
+    monkeypatch.setattr(settings, "alert_email", ADDRESS)
     database.connection.execute("DROP TABLE analytics_daily_stats CASCADE")
     run = run_dag("cleanup_analytics_sessions", capsys)
     assert run.state == "failed"
-    assert "The alert through connection smtp_default could not be sent" in caplog.text
+    assert "The message through connection smtp_default could not be sent" in caplog.text
     assert len(slack) == 1
 
 
@@ -151,6 +113,6 @@ def test_a_run_that_timed_out_is_not_blamed_on_the_task_that_had_not_finished() 
     ti = SimpleNamespace(task_id="delete_event_batch", map_index=3, log_url="http://airflow/log")
     context = {"dag": SimpleNamespace(dag_id="archive"), "run_id": "manual__1", "ti": ti, "reason": "timed_out"}
     _, text = describe(context)
-    assert "failed: timed_out, with tasks that had not finished" in text
+    assert "It ended (timed_out) before all its tasks had." in text
     assert "delete_event_batch" not in text
     assert "/dags/archive/runs/manual__1" in text

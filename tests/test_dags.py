@@ -12,22 +12,32 @@ from dag_runs import Run, dags, run_dag
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
 
+WATCH = {
+    "summarize_run": {"finish_run"},
+    "finish_run": {"find_alerts", "send_alerts"},
+    "find_alerts": {"send_alerts"},
+    "send_alerts": {"mark_alerts_sent"},
+    "mark_alerts_sent": set(),
+}
 EDGES = {
     "aggregate_daily_analytics": {
-        "check_database": {"find_due_days"},
+        "check_database": {"start_run"},
+        "start_run": {"find_due_days"},
         "find_due_days": {"plan_days"},
-        "plan_days": {"aggregate_day"},
-        "aggregate_day": set(),
+        "plan_days": {"aggregate_day", "summarize_run"},
+        "aggregate_day": {"summarize_run"},
     },
     "cleanup_analytics_sessions": {
-        "check_database": {"count_anomalies"},
+        "check_database": {"start_run"},
+        "start_run": {"count_anomalies"},
         "count_anomalies": {"close_idle_sessions"},
-        "close_idle_sessions": {"end_returned_sessions"},
-        "end_returned_sessions": {"count_active_visitors"},
-        "count_active_visitors": set(),
+        "close_idle_sessions": {"end_returned_sessions", "summarize_run"},
+        "end_returned_sessions": {"count_active_visitors", "summarize_run"},
+        "count_active_visitors": {"summarize_run"},
     },
     "archive_old_analytics": {
-        "check_database": {"freeze_cutoff"},
+        "check_database": {"start_run"},
+        "start_run": {"freeze_cutoff"},
         "freeze_cutoff": {
             "prove_days",
             "prove_again",
@@ -35,6 +45,7 @@ EDGES = {
             "plan_event_batches",
             "plan_session_batches",
             "report_result",
+            "summarize_run",
         },
         "prove_days": {"plan_days"},
         "plan_days": {"aggregate_day"},
@@ -43,14 +54,16 @@ EDGES = {
         "count_expired": {"plan_event_batches", "plan_session_batches", "report_result"},
         "plan_event_batches": {"delete_event_batch"},
         "plan_session_batches": {"delete_session_batch"},
-        "delete_event_batch": {"delete_session_batch", "report_result"},
-        "delete_session_batch": {"measure_size", "report_result"},
+        "delete_event_batch": {"delete_session_batch", "report_result", "summarize_run"},
+        "delete_session_batch": {"measure_size", "report_result", "summarize_run"},
         "measure_size": {"report_result"},
-        "report_result": set(),
+        "report_result": {"summarize_run"},
     },
 }
+EDGES = {dag_id: edges | WATCH for dag_id, edges in EDGES.items()}
 JOBS = list(EDGES)
 SHARED = {(dag_id, "check_database"): "check_database.sql" for dag_id in JOBS} | {
+    **{(dag_id, file.stem): f"watch/{file.name}" for dag_id in JOBS for file in (SQL / "watch").glob("*.sql")},
     ("archive_old_analytics", "aggregate_day"): "aggregate_daily_analytics/aggregate_day.sql",
     ("archive_old_analytics", "prove_again"): "archive_old_analytics/prove_days.sql",
 }
@@ -78,6 +91,8 @@ def test_house_rules(dag_id: str) -> None:
     for task in dag.tasks:
         assert task.retries == 4
         assert task.retry_exponential_backoff == 2.0
+        # What watches runs whatever became of the job, and does not hide its failure.
+        assert task.is_teardown == (task.task_id in WATCH)
         # One message per failed run, not one per mapped batch.
         assert not task.on_failure_callback
         sql = task.partial_kwargs.get("sql") if task.is_mapped else getattr(task, "sql", None)

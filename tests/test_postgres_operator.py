@@ -23,7 +23,8 @@ from web_analytics.postgres import PostgresOperator, SessionPostgresHook
 def prepare(sql: str, map_index: int = -1, **kwargs: Any) -> tuple[PostgresOperator, Any]:
     """Return the operator as a task process has it, with its fields rendered, and the context to execute it in."""
     operator = PostgresOperator(task_id="task", sql=sql, **kwargs)
-    context: Any = {"ti": SimpleNamespace(dag_id="dag", task_id="task", map_index=map_index), "params": {}}
+    ti = SimpleNamespace(dag_id="dag", task_id="task", map_index=map_index, xcom_push=lambda key, value: None)
+    context: Any = {"ti": ti, "params": {}}
     operator.render_template_fields(context)
     return operator, context
 

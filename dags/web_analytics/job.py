@@ -4,8 +4,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from airflow.sdk.definitions.callback import SyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
+
 from web_analytics import schema
-from web_analytics.alerts import notify_failure
+from web_analytics.alerts import notify_failure, notify_late
 from web_analytics.postgres import RETRIES, PostgresOperator
 
 JOB: dict[str, Any] = {
@@ -19,6 +22,18 @@ JOB: dict[str, Any] = {
     "on_failure_callback": notify_failure,
     "tags": ["analytics"],
 }
+
+
+def job(deadline: timedelta = timedelta(hours=12), **kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of a job's DAG.
+
+    :param deadline: time after which a run that has not ended yet is told about.
+    :param kwargs: arguments over those of every job.
+    """
+    late = DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT, interval=deadline, callback=SyncCallback(notify_late), name="late"
+    )
+    return JOB | {"deadline": late} | kwargs
 
 
 def check_database() -> PostgresOperator:

@@ -156,7 +156,30 @@ class PostgresOperator(SQLExecuteQueryOperator):
         )
 
     def execute(self, context: Context) -> Any:
-        """Run the statement and return what `returns` says."""
+        """Run the statement and return what `returns` says.
+
+        A sentence about its failure is left as the XCom ``problem``.
+        """
+        try:
+            return self._execute()
+        except psycopg.Error as error:
+            reason = error.diag.message_primary or " ".join(str(error).split())
+            hint = next((f" {text}" for kind, text in HINTS.items() if isinstance(error, kind)), "")
+            problem = f"{reason} ({error.sqlstate or 'no connection'}).{hint}"
+            self.log.error("%s failed: %s", self.task_id, problem)
+            self._leave(context, problem)
+            raise
+        except AirflowFailException as error:
+            self._leave(context, str(error))
+            raise
+
+    def _leave(self, context: Context, problem: str) -> None:
+        parameters = dict(self.parameters or {})
+        if what := parameters.get("label") or parameters.get("day"):
+            problem = f"{what}: {problem}"
+        context["ti"].xcom_push(key="problem", value=problem)
+
+    def _execute(self) -> Any:
         parameters = dict(self.parameters or {})
         batches = int(parameters.get("batches", 0)) if self.repeat else 1
         total = int(parameters.get("done", 0))
@@ -201,11 +224,6 @@ class PostgresOperator(SQLExecuteQueryOperator):
             raise AirflowFailException(
                 f"Airflow has no connection {self.conn_id}: add it under Admin > Connections."
             ) from None
-        except psycopg.Error as error:
-            reason = error.diag.message_primary or " ".join(str(error).split())
-            hint = next((f" {text}" for kind, text in HINTS.items() if isinstance(error, kind)), "")
-            self.log.error("%s failed: %s (%s).%s", self.task_id, reason, error.sqlstate or "no connection", hint)
-            raise
         count, rows, report = result
         self.log.info("PostgreSQL: %s in %.0f ms", report, (time.monotonic() - started) * 1000)
         return count, rows

@@ -59,12 +59,15 @@ def delete_batch(table: str, plan: PostgresOperator) -> MappedOperator:
 
 
 @task
-def report_result(frozen: Any, problems: Any, expired: Any, deleted: Any, after: Any, params: Any = None) -> None:
+def report_result(
+    frozen: Any, problems: Any, expired: Any, deleted: Any, after: Any, params: Any = None, ti: Any = None
+) -> None:
     """Print what the run deleted, or on a dry run would delete; fail if it had to leave days alone."""
     rows = {name: sum(batches[:]) for name, batches in deleted.items()}
     for line in result_lines(frozen, expired, rows, after["database_size"], params):
         print(f"[Analytics Archive] {line}")
     if sentence := unproven_sentence(problems):
+        ti.xcom_push(key="problem", value=sentence)
         raise AirflowFailException(sentence)
 
 

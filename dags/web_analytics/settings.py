@@ -58,7 +58,11 @@ class Settings(BaseSettings):
     batch_pause_seconds: float = Field(default=0, ge=0, le=3600)
     """Seconds for which a task rests after each batch, still holding its slot of the pool."""
     alert_email: Annotated[str, AfterValidator(_address)] | None = None
-    """Address that is mailed when a run fails; no mail is sent without it."""
+    """Address that is mailed when a run fails or an alert is due; no mail is sent without it."""
+    alert_behind_hours: int = Field(default=36, ge=1, le=8760)
+    """Hours after its end after which a day without daily stats is an alert."""
+    alert_database_gb: float = Field(default=10, gt=0)
+    """Size of the database, in GB of 1024^3 bytes, above which there is an alert."""
 
 
 def load() -> Settings:

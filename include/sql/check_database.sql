@@ -50,7 +50,9 @@ WITH needed_column (table_name, column_name, type_name, privileges) AS (
     ('analytics_purge_proof', 'ends_at', 'timestamp with time zone', 'SELECT,INSERT,UPDATE'),
     ('analytics_purge_proof', 'total_events', 'bigint', 'SELECT,INSERT,UPDATE'),
     ('analytics_purge_proof', 'events_hash', 'bigint', 'SELECT,INSERT,UPDATE'),
-    ('analytics_purge_proof', 'snapshot', 'pg_snapshot', 'SELECT,INSERT,UPDATE')
+    ('analytics_purge_proof', 'snapshot', 'pg_snapshot', 'SELECT,INSERT,UPDATE'),
+    ('analytics_job_run', 'run_id', 'text', 'SELECT,INSERT,UPDATE'),
+    ('analytics_alert', 'condition', 'text', 'SELECT,INSERT,UPDATE')
 ),
 
 needed_index (table_name, index_columns, predicate) AS (

@@ -35,6 +35,7 @@ CREATE TABLE IF NOT EXISTS analytics_alert (
     subject text NOT NULL,
     message text NOT NULL,
     opened_at timestamptz NOT NULL,
+    claimed_at timestamptz NOT NULL,
     sent_at timestamptz,
     recovered_at timestamptz,
     recovery_sent_at timestamptz
@@ -44,6 +45,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS analytics_alert_open_idx ON analytics_alert (c
 WHERE recovered_at IS NULL;
 
 COMMENT ON COLUMN analytics_alert.condition IS
-'aggregation_behind, database_size, retention_backlog, cleanup_missing, traffic_missing';
+'aggregation_behind, database_size, retention_backlog, proof_failed, cleanup_missing, traffic_missing';
 COMMENT ON COLUMN analytics_alert.subject IS 'The website, or empty where the condition is not about one';
+COMMENT ON COLUMN analytics_alert.claimed_at IS 'When a run last took it upon itself to send it, so that no other does';
 COMMENT ON COLUMN analytics_alert.sent_at IS 'When people were last told that it is open';

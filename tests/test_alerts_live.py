@@ -1,0 +1,229 @@
+"""What people receive from a real Airflow: failed, killed, stopped and late runs, and the alerts that jobs watch for."""
+
+import json
+import shutil
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import psycopg
+import pytest
+
+import postgres
+from conftest import ROOT, Database
+from demo import connection
+from local_airflow import Airflow
+from retention_steps import aggregate_due
+from sinks import ADDRESS, SECRET, mail_server, slack_server, text_of
+from web_analytics import schema
+from web_analytics.retention import POOL
+
+JOBS = ("aggregate_daily_analytics", "cleanup_analytics_sessions", "archive_old_analytics")
+# Made like the jobs, and too slow: one for its deadline and its time-out, one to be killed.
+SLOW = """
+from datetime import timedelta
+from airflow.sdk import dag
+from web_analytics.job import job
+from web_analytics.postgres import PostgresOperator
+
+@dag(**job(deadline=timedelta(seconds=1), dagrun_timeout=timedelta(seconds=8)), schedule=None)
+def slow():
+    PostgresOperator(task_id="sleep", sql="SELECT pg_sleep(600)")
+
+@dag(**job(), schedule=None)
+def killed():
+    PostgresOperator(task_id="sleep", sql="SELECT pg_sleep(600)", retries=0)
+
+slow()
+killed()
+"""
+
+
+@dataclass
+class Live:
+    """A real Airflow, its analytics database, and what it sent."""
+
+    airflow: Airflow
+    database: Database
+    mails: list[EmailMessage]
+    slack: list[dict[str, Any]]
+
+    def run(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
+        """Run a DAG to its end; return the run's state."""
+        run = self.start(dag_id, conf)
+        self.wait(lambda: self.airflow.call("GET", run)["state"] in ("success", "failed"))
+        return str(self.airflow.call("GET", run)["state"])
+
+    def start(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
+        """Start a run of a DAG; return its address in the REST API."""
+        run = self.airflow.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf or {}})
+        return f"/api/v2/dags/{dag_id}/dagRuns/{run['dag_run_id']}"
+
+    def wait(self, condition: Callable[[], Any], seconds: float = 120) -> None:
+        """Wait until the condition is true."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    def received(self, start: str) -> str:
+        """Wait for the mail whose subject begins so; return its text, which Slack has got as well."""
+
+        def found() -> list[EmailMessage]:
+            return [mail for mail in self.mails if mail["Subject"].startswith(start)]
+
+        self.wait(found)
+        [mail] = found()
+        text = text_of(mail).strip()
+        assert mail["To"] == ADDRESS
+        subject = f"*{mail['Subject']}*"
+        self.wait(lambda: [message for message in self.slack if message["text"].startswith(subject)])
+        assert [message["text"] for message in self.slack if message["text"].startswith(subject)] == [
+            f"{subject}\n{text}"
+        ]
+        self.mails.remove(mail)
+        return text
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """Airflow with the three jobs and the slow ones, started once."""
+    state = tmp_path_factory.mktemp("live")
+    server = postgres.start(state, "-c fsync=off")
+    try:
+        yield from _live(state, server)
+    finally:
+        server.stop("immediate")
+        shutil.rmtree(server.home, ignore_errors=True)
+
+
+def _live(state: Path, server: postgres.Server) -> Iterator[Live]:
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE airflow")
+        admin.execute("CREATE DATABASE analytics")
+    with psycopg.connect(server.dsn("analytics")) as admin:
+        admin.execute((ROOT / "include" / "demo" / "application.sql").read_bytes())
+    schema.install(server.dsn("analytics"), "analytics,public")
+    database = Database(server.dsn("analytics"))
+    database.connection.execute("CREATE ROLE airflow_jobs LOGIN IN ROLE analytics_jobs")
+    (state / "slow").mkdir()
+    (state / "slow" / "slow.py").write_text(SLOW)
+    # PostgreSQL's own functions come last, so that a test can put its own before them.
+    analytics = connection(server) | {"extra": {"options": "-c search_path=analytics,public,pg_catalog"}}
+    bundle = "airflow.dag_processing.bundles.local.LocalDagBundle"
+    bundles = [
+        {"name": name, "classpath": bundle, "kwargs": {"path": str(path)}}
+        for name, path in (("jobs", ROOT / "dags"), ("slow", state / "slow"))
+    ]
+    with (
+        mail_server() as (mails, smtp),
+        slack_server() as (slack, webhook),
+        (state / "lock").open("w") as lock,
+        Airflow(state, server, analytics, lock.fileno()) as airflow,
+    ):
+        airflow.environment |= {
+            "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
+            "AIRFLOW_CONN_SMTP_DEFAULT": smtp,
+            "AIRFLOW_CONN_SLACK_DEFAULT": webhook,
+            "ANALYTICS_ALERT_EMAIL": ADDRESS,
+            "ANALYTICS_AGGREGATE_SCHEDULE": "0 0 29 2 *",
+            "ANALYTICS_CLEANUP_SCHEDULE": "0 0 29 2 *",
+            "ANALYTICS_ARCHIVE_SCHEDULE": "0 0 29 2 *",
+            "PYTHONPATH": str(ROOT / "dags"),
+        }
+        airflow.run("db", "migrate")
+        airflow.finish("db")
+        airflow.start(triggerer=False)
+        airflow.call("POST", "/api/v2/pools", {"name": POOL, "slots": 2})
+        airflow.wait_for_dags([*JOBS, "slow", "killed"])
+        for dag_id in (*JOBS, "slow", "killed"):
+            airflow.call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
+        yield Live(airflow, database, mails, slack)
+        database.close_connections()
+
+
+def test_a_failed_run_is_one_message_that_says_what_happened(live: Live, midnight: datetime) -> None:
+    for hour in (3, 2, 1):
+        live.database.event(midnight - timedelta(hours=hour))
+    aggregate_due(live.database)
+    live.database.connection.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE check_violation; END $$;"
+        "CREATE TRIGGER refuse BEFORE DELETE ON analytics_event EXECUTE FUNCTION refuse()"
+    )
+    assert live.run("archive_old_analytics", {"batch_size": 1}) == "failed"
+    live.database.connection.execute("DROP TRIGGER refuse ON analytics_event")
+    text = live.received("[Analytics] archive_old_analytics failed")
+    first, happened, done, _, log = text.splitlines()
+    assert first.startswith("The run manual__")
+    assert happened.startswith("What happened: delete_event_batch (3 of 3): batch 1 of 3, to ")
+    assert happened.endswith(": check_violation (23514).")
+    assert "count_expired, plan_event_batches, plan_session_batches. It stays done" in done
+    assert "report_result" not in done
+    # The link leads to the log's page of this Airflow.
+    assert log.startswith(f"Log: {live.airflow.url}/dags/archive_old_analytics/runs/manual__")
+    with urllib.request.urlopen(log.removeprefix("Log: ")) as page:
+        assert page.status == 200
+    assert SECRET not in text
+
+
+def test_a_killed_process_is_told_about(live: Live) -> None:
+    live.start("killed")
+    query = (
+        "SELECT client_port FROM pg_stat_activity WHERE application_name = 'airflow:killed.sleep' AND state = 'active'"
+    )
+    live.wait(lambda: live.database.query(query))
+    port = live.database.value(query)
+    [process] = [found for found in map(psutil.Process, _children(live)) if _is_connected_from(found, port)]
+    process.kill()
+    text = live.received("[Analytics] killed failed")
+    assert "What happened: sleep: it failed without a word, as a killed process does.\nWhat was done: nothing." in text
+
+
+def _children(live: Live) -> list[int]:
+    scheduler = psutil.Process(live.airflow.processes["scheduler"].pid)
+    return [child.pid for child in scheduler.children(recursive=True)]
+
+
+def _is_connected_from(process: Any, port: int) -> bool:
+    return any(found.laddr and found.laddr.port == port for found in process.net_connections("tcp"))
+
+
+def test_a_run_that_is_late_and_then_stopped_is_told_about_twice(live: Live) -> None:
+    live.start("slow")
+    text = live.received("[Analytics] slow takes long")
+    assert "of the job slow has not ended within its deadline, and goes on." in text
+    text = live.received("[Analytics] slow failed")
+    assert "What happened: It ended (timed_out) before all its tasks had." in text
+
+
+def test_the_cleanup_watches_for_an_aggregation_that_never_ran(live: Live, now: datetime) -> None:
+    live.airflow.call("PATCH", "/api/v2/dags/aggregate_daily_analytics", {"is_paused": True})
+    live.database.event(now - timedelta(days=3), website_id="shop")
+    assert live.run("cleanup_analytics_sessions") == "success"
+    day = str((now.astimezone(UTC) - timedelta(days=3)).date())
+    text = live.received("[Analytics] aggregation_behind shop: opened")
+    assert text.startswith(f"ALERT: Website shop: its day {day} ended ")
+    assert live.run("cleanup_analytics_sessions") == "success"
+    aggregate_due(live.database)
+    assert live.run("cleanup_analytics_sessions") == "success"
+    text = live.received("[Analytics] aggregation_behind shop: recovered")
+    assert text.startswith("RECOVERED, was open since ")
+    # Twice in all: nothing was sent while it was open.
+    assert not live.mails
+
+
+def test_the_database_has_grown_too_large(live: Live) -> None:
+    size = "analytics.pg_database_size(name) RETURNS bigint LANGUAGE sql RETURN 11 * 1024::bigint * 1024 * 1024"
+    live.database.connection.execute(f"CREATE FUNCTION {size}".encode())
+    assert live.run("cleanup_analytics_sessions") == "success"
+    text = live.received("[Analytics] database_size: opened")
+    assert text.startswith("ALERT: The database has 11 GB, more than 10 GB")
+    live.database.connection.execute("DROP FUNCTION analytics.pg_database_size")
+    assert live.run("cleanup_analytics_sessions") == "success"
+    assert "The database has 11 GB" in live.received("[Analytics] database_size: recovered")

@@ -1,0 +1,345 @@
+"""What every job watches for: what opens an alert, when it is sent, when it recovers; and the ledger of runs."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from conftest import LOGIN, Database
+from dag_runs import run_dag
+from retention_steps import aggregate, aggregate_due
+from web_analytics.watch import alert_message
+
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+MINUTE = timedelta(minutes=1)
+NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
+FIND = "watch/find_alerts.sql"
+SETTINGS: dict[str, Any] = {
+    "timezone": "UTC",
+    "retention_days": 90,
+    "idle_minutes": 30,
+    "behind_hours": 36,
+    "database_gb": 10.0,
+}
+CLEANUP = "cleanup_analytics_sessions"
+
+
+class Watch:
+    """The alerts at a moment that the test sets."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        database.connection.execute(
+            "CREATE SCHEMA clock; CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE"
+            " AS $$ SELECT current_setting('test.now')::timestamptz $$; GRANT USAGE ON SCHEMA clock TO public"
+        )
+        self.connection = self.connect()
+
+    def connect(self) -> psycopg.Connection[dict[str, Any]]:
+        """A connection whose now() is the test's."""
+        return self.database.connect(LOGIN, options="-c search_path=clock,analytics,public,pg_catalog")
+
+    def find(self, now: datetime = NOW, **settings: Any) -> list[dict[str, Any]]:
+        """The alerts that are to be sent."""
+        self.connection.execute("SELECT set_config('test.now', %s, false)", [str(now)])
+        return list(self.database.run(FIND, self.connection, **SETTINGS | settings))
+
+    def names(self, now: datetime = NOW, **settings: Any) -> list[str]:
+        """The same, as condition, subject and state."""
+        found = self.find(now, **settings)
+        self.sent(found, now)
+        return [f"{row['condition']} {row['subject']} {row['state']}".replace("  ", " ") for row in found]
+
+    def sent(self, rows: list[dict[str, Any]], now: datetime) -> None:
+        """Mark alerts as sent."""
+        self.connection.execute("SELECT set_config('test.now', %s, false)", [str(now)])
+        self.database.run("watch/mark_alerts_sent.sql", self.connection, ids=[row["id"] for row in rows])
+
+    def run(self, job: str, finished_at: datetime | None, outcome: str = "success", **columns: Any) -> None:
+        """A row of the ledger."""
+        values = {"job": job, "run_id": str(finished_at), "started_at": finished_at or NOW, "finished_at": finished_at}
+        values |= {"outcome": outcome} | columns
+        names, places = ", ".join(values), ", ".join(["%s"] * len(values))
+        statement = f"INSERT INTO analytics_job_run ({names}) VALUES ({places})"
+        self.database.connection.execute(statement.encode(), list(values.values()))
+
+
+@pytest.fixture
+def watch(database: Database) -> Iterator[Watch]:
+    """The alerts of an empty database."""
+    watch = Watch(database)
+    yield watch
+    watch.connection.close()
+
+
+def test_nothing_is_wrong_with_an_empty_database(watch: Watch) -> None:
+    assert watch.find() == []
+
+
+class TestConditions:
+    @pytest.mark.parametrize(("timezone", "ended"), [("UTC", 0), ("America/New_York", 5), ("Asia/Kolkata", -5.5)])
+    def test_an_aggregation_that_is_behind(self, watch: Watch, timezone: str, ended: float) -> None:
+        watch.database.connection.execute(
+            "INSERT INTO analytics_website_policy (website_id, timezone) VALUES ('site', %s)", [timezone]
+        )
+        watch.database.event(datetime(2026, 1, 5, 12, tzinfo=UTC))
+        watch.database.event(datetime(2026, 1, 5, 12, tzinfo=UTC), website_id="counted")
+        aggregate(watch.database, "2026-01-05")
+        watch.database.connection.execute("DELETE FROM analytics_daily_stats WHERE website_id = 'site'")
+        due = datetime(2026, 1, 6, tzinfo=UTC) + ended * HOUR + 36 * HOUR
+        assert watch.names(due) == []
+        [alert] = watch.find(due + MINUTE)
+        assert (alert["condition"], alert["subject"]) == ("aggregation_behind", "site")
+        assert "Website site: its day 2026-01-05 ended 36 hours ago and has no daily stats" in alert["message"]
+        watch.sent([alert], due)
+        aggregate_due(watch.database)
+        assert watch.names(due + HOUR) == ["aggregation_behind site recovered"]
+
+    def test_the_threshold_of_the_lag_is_a_setting(self, watch: Watch) -> None:
+        watch.database.event(NOW - 2 * DAY)
+        assert watch.names(behind_hours=37) == []
+        assert watch.names(behind_hours=35) == ["aggregation_behind site opened"]
+
+    def test_a_database_that_is_large(self, watch: Watch) -> None:
+        watch.database.connection.execute(
+            "INSERT INTO analytics_event (id, website_id, pathname, visitor_id, session_id, timestamp)"
+            " SELECT i, 'site', '/', i, i, now() FROM generate_series(1, 2000) AS i;"
+            "ANALYZE analytics_event, analytics_session"
+        )
+        for days in range(8):
+            watch.run("x", NOW - days * DAY, database_bytes=10_000_000 - days * 1_000_000)
+        size = watch.database.value("SELECT pg_database_size(current_database())") / 1024**3
+        assert watch.names(database_gb=size * 1.1) == []
+        [alert] = watch.find(database_gb=size * 0.9)
+        assert alert["condition"] == "database_size"
+        for text in (
+            "are live rows and",
+            "are free for new ones, growing by 6836 kB a week;",
+            "VACUUM FULL or pg_repack",
+        ):
+            assert text in alert["message"]
+
+    def test_what_is_not_known_about_the_size_is_left_out(self, watch: Watch) -> None:
+        [alert] = watch.find(database_gb=0.001)
+        assert " kB, more than 0.001 GB; a shorter retention" in alert["message"]
+
+    def test_a_retention_that_is_behind(self, watch: Watch) -> None:
+        cutoff = datetime(2025, 12, 10, tzinfo=UTC)
+        watch.database.connection.execute(
+            "INSERT INTO analytics_website_policy (website_id, legal_hold, retention_days)"
+            " VALUES ('held', TRUE, NULL), ('long', FALSE, 200), ('short', FALSE, 30)"
+        )
+        for website_id in ("held", "long", "site"):
+            watch.database.event(cutoff - 8 * DAY, website_id=website_id)
+        aggregate_due(watch.database)
+        assert watch.names() == []
+        watch.database.event(cutoff - 8 * DAY - HOUR)
+        watch.database.event(cutoff, website_id="short")
+        aggregate_due(watch.database)
+        [alert] = watch.find()
+        assert "Raw events of 2 website(s) should have been deleted up to 60 days ago (short, site)" in alert["message"]
+
+    def test_days_that_could_not_be_proven(self, watch: Watch) -> None:
+        problem = "report_result: 1 day(s) were left alone, since their stats do not count exactly their events: site x"
+        watch.run("archive_old_analytics", NOW - 8 * DAY, "failed", problem=problem)
+        watch.run("archive_old_analytics", NOW - 9 * DAY)
+        [alert] = watch.find()
+        assert (alert["condition"], problem in alert["message"]) == ("proof_failed", True)
+        watch.sent([alert], NOW)
+        watch.run("archive_old_analytics", NOW - HOUR)
+        assert watch.names() == ["proof_failed recovered"]
+
+    def test_no_cleanup_for_an_hour(self, watch: Watch) -> None:
+        watch.run(CLEANUP, NOW - 2 * HOUR)
+        watch.run(CLEANUP, NOW - HOUR - MINUTE)
+        watch.run(CLEANUP, NOW - MINUTE, "failed")
+        [alert] = watch.find()
+        assert "No run of cleanup_analytics_sessions has succeeded for 61 minutes" in alert["message"]
+        watch.sent([alert], NOW)
+        watch.run(CLEANUP, NOW - HOUR)
+        assert watch.names() == ["cleanup_missing recovered"]
+
+    def test_a_cleanup_that_was_never_started(self, watch: Watch) -> None:
+        watch.database.session(NOW - 3 * HOUR, NOW - 90 * MINUTE)
+        assert watch.names() == []
+        watch.database.session(NOW - 3 * HOUR, NOW - 91 * MINUTE)
+        [alert] = watch.find()
+        assert "at least an hour, and idle sessions are open" in alert["message"]
+
+    def test_traffic_that_dropped_to_nothing(self, watch: Watch) -> None:
+        for website_id, events, days in (("site", 20, 8), ("quiet", 19, 14), ("new", 20, 6)):
+            for day in range(1, days + 1):
+                for n in range(events):
+                    watch.database.event(NOW - day * DAY - n * MINUTE, website_id=website_id)
+        aggregate_due(watch.database)
+        watch.run(CLEANUP, NOW + DAY)
+        # All but the newest day has a row; the last event is a day old.
+        assert watch.names(NOW) == []
+        [alert] = watch.find(NOW + MINUTE)
+        assert alert["message"].startswith(
+            "Website site: no event since 2026-03-09 12:00 UTC, where a day has 20 as a rule; look at its tracking script"
+        )
+        watch.sent([alert], NOW)
+        watch.database.event(NOW + HOUR)
+        assert watch.names(NOW + 2 * HOUR) == ["traffic_missing site recovered"]
+
+    def test_an_event_from_the_future_is_no_traffic(self, watch: Watch) -> None:
+        for day in range(1, 9):
+            for _ in range(20):
+                watch.database.event(NOW - day * DAY)
+        aggregate_due(watch.database)
+        watch.database.event(NOW + DAY)
+        watch.run(CLEANUP, NOW)
+        assert watch.names(NOW + MINUTE) == ["traffic_missing site opened"]
+
+
+class TestSending:
+    @pytest.fixture(autouse=True)
+    def _alert(self, watch: Watch) -> None:
+        """Something that is wrong as long as its row is there."""
+        watch.run(CLEANUP, NOW - 2 * HOUR)
+
+    def mend(self, watch: Watch) -> None:
+        watch.run(CLEANUP, NOW + 30 * DAY)
+
+    def test_once_when_it_opens_again_daily_and_once_when_it_recovers(self, watch: Watch) -> None:
+        assert watch.names(NOW) == ["cleanup_missing opened"]
+        assert watch.names(NOW + 10 * MINUTE) == []
+        assert watch.names(NOW + DAY - MINUTE) == []
+        assert watch.names(NOW + DAY) == ["cleanup_missing still open"]
+        assert watch.names(NOW + DAY + 10 * MINUTE) == []
+        self.mend(watch)
+        assert watch.names(NOW + 2 * DAY) == ["cleanup_missing recovered"]
+        assert watch.names(NOW + 2 * DAY + 10 * MINUTE) == []
+        [row] = watch.database.query("SELECT * FROM analytics_alert")
+        times = [row[name] for name in ("opened_at", "sent_at", "recovered_at", "recovery_sent_at")]
+        assert times == [NOW, NOW + DAY, NOW + 2 * DAY, NOW + 2 * DAY]
+
+    def test_an_alert_that_opens_again_is_another_one(self, watch: Watch) -> None:
+        watch.names(NOW)
+        self.mend(watch)
+        watch.names(NOW + HOUR)
+        watch.database.connection.execute("DELETE FROM analytics_job_run WHERE finished_at > %s", [NOW])
+        assert watch.names(NOW + 2 * HOUR) == ["cleanup_missing opened"]
+        assert watch.database.value("SELECT count(*) FROM analytics_alert") == 2
+
+    def test_its_message_is_kept_up_to_date(self, watch: Watch) -> None:
+        watch.names(NOW)
+        watch.names(NOW + HOUR)
+        assert "for 180 minutes" in watch.database.value("SELECT message FROM analytics_alert")
+
+    @pytest.mark.parametrize("recovered", [False, True])
+    def test_one_that_could_not_be_sent_is_due_again(self, watch: Watch, recovered: bool) -> None:
+        if recovered:
+            watch.names(NOW - 30 * MINUTE)
+            self.mend(watch)
+        state = "cleanup_missing recovered" if recovered else "cleanup_missing opened"
+        assert len(watch.find(NOW)) == 1
+        assert watch.find(NOW + 4 * MINUTE) == []
+        assert watch.names(NOW + 5 * MINUTE) == [state]
+        assert watch.find(NOW + 20 * MINUTE) == []
+
+    def test_nobody_hears_of_the_recovery_of_what_they_were_not_told(self, watch: Watch) -> None:
+        assert len(watch.find(NOW)) == 1
+        self.mend(watch)
+        assert watch.find(NOW + MINUTE) == []
+        assert watch.find(NOW + HOUR) == []
+
+    def test_of_two_runs_at_the_same_moment_one_sends_it(self, watch: Watch) -> None:
+        with watch.connect() as other:
+            other.execute("SELECT set_config('test.now', %s, false)", [str(NOW)])
+            with other.transaction():
+                assert len(watch.database.run(FIND, other, **SETTINGS)) == 1
+                own = watch.connect()
+                own.execute("SELECT set_config('test.now', %s, false)", [str(NOW + timedelta(seconds=1))])
+                second = watch.database.start(FIND, own, **SETTINGS)
+            assert second.result(timeout=10) == []
+
+
+def test_messages_of_one_and_of_several_alerts() -> None:
+    def alert(state: str, subject: str) -> dict[str, Any]:
+        return {
+            "state": state,
+            "condition": "traffic_missing",
+            "subject": subject,
+            "message": f"Website {subject}: no event.",
+            "opened_at": "2026-03-10 12:00:00+00",
+        }
+
+    assert alert_message([alert("opened", "a")]) == (
+        "[Analytics] traffic_missing a: opened",
+        "ALERT: Website a: no event.",
+    )
+    assert alert_message([alert("recovered", "a"), alert("still open", "b")]) == (
+        "[Analytics] traffic_missing a: recovered and 1 more",
+        (
+            "RECOVERED, was open since 2026-03-10 12:00 UTC: Website a: no event.\n\n"
+            "STILL OPEN since 2026-03-10 12:00 UTC: Website b: no event."
+        ),
+    )
+
+
+@pytest.mark.usefixtures("airflow_metadata")
+class TestLedger:
+    def ledger(self, database: Database) -> list[tuple[Any, ...]]:
+        names = ("job", "target", "rows_read", "rows_written", "rows_deleted", "batches", "outcome", "problem")
+        rows = database.query("SELECT * FROM analytics_job_run ORDER BY started_at")
+        assert all(row["started_at"] <= row["finished_at"] and row["database_bytes"] > 1_000_000 for row in rows)
+        return [tuple(row[name] for name in names) for row in rows]
+
+    def test_each_run_is_one_row(
+        self, database: Database, now: datetime, midnight: datetime, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for days in (1, 2):
+            database.event(now - days * DAY)
+        database.session(now - 3 * HOUR, now - 2 * HOUR)
+        database.session(now - 3 * HOUR, now - 2 * HOUR, ended_at=now - 3 * HOUR)
+        run_dag("aggregate_daily_analytics", capsys)
+        run_dag(CLEANUP, capsys)
+        for n in range(3):
+            database.event(midnight - HOUR, website_id=f"old {n}")
+        database.session(midnight - 3 * HOUR, midnight - 2 * HOUR, ended_at=midnight)
+        run_dag("archive_old_analytics", capsys, conf={"batch_size": 2})
+        dates = [str((now - days * DAY).date()) for days in (2, 1)]
+        assert self.ledger(database) == [
+            ("aggregate_daily_analytics", f"{dates[0]} to {dates[1]}, 2 days", 2, 2, 0, 0, "success", None),
+            (CLEANUP, None, 0, 2, 0, 0, "success", None),
+            ("archive_old_analytics", f"{midnight:%Y-%m-%d} 00:00:00+00", 0, 0, 4, 3, "success", None),
+        ]
+
+    def test_a_failed_run_says_why(
+        self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        database.event(midnight - HOUR)
+        database.connection.execute(
+            "ALTER TABLE analytics_daily_stats ADD CONSTRAINT no_site CHECK (website_id <> 'site')"
+        )
+        run = run_dag("archive_old_analytics", capsys)
+        assert run.state == "failed"
+        day = str((midnight - HOUR).date())
+        [row] = self.ledger(database)
+        assert row[6] == "failed"
+        for text in (
+            f"aggregate_day: {day}: new row for relation",
+            "report_result: 1 day(s) were left alone",
+        ):
+            assert text in row[7]
+        assert "[Analytics Watch] opened: The last run of archive_old_analytics failed: aggregate_day:" in run.log
+
+    def test_a_run_that_was_lost_stays_running(self, database: Database) -> None:
+        database.run("watch/start_run.sql", job="x", run_id="1")
+        database.run("watch/start_run.sql", job="x", run_id="1")
+        [row] = database.query("SELECT * FROM analytics_job_run")
+        assert (row["outcome"], row["finished_at"]) == ("running", None)
+
+    def test_the_error_rate_is_of_the_runs_before(self, database: Database) -> None:
+        parameters: dict[str, Any] = {"job": "x", "target": None, "rows_written": 0, "rows_deleted": 0, "batches": 0}
+        rates = []
+        for n, outcome in enumerate(["failed", "success", "success", "success", "success"]):
+            database.run("watch/start_run.sql", job="x", run_id=str(n))
+            more = {"run_id": str(n), "outcome": outcome, "problem": None}
+            rates.append(database.run("watch/finish_run.sql", **parameters | more)[0]["error_rate"])
+        assert rates == [0, 1, 0.5, pytest.approx(1 / 3), 0.25]
