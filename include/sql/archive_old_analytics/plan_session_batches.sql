@@ -24,10 +24,14 @@ planned AS (
         numbered.previous_started_at AS lo_started_at,
         numbered.previous_id AS lo_id,
         numbered.number / (task.batches * %(batch_size)s::int) AS task_index,
-        lead(numbered.previous_started_at, 1, %(moment)s::timestamptz) OVER by_number AS hi_started_at,
+        lead(numbered.previous_started_at, 1, newest.cutoff) OVER by_number AS hi_started_at,
         lead(numbered.previous_id, 1, '') OVER by_number AS hi_id
     FROM numbered
     CROSS JOIN task
+    CROSS JOIN (
+        SELECT max(cutoffs.cutoff) AS cutoff
+        FROM analytics_cutoffs(%(moment)s::timestamptz, %(timezone)s, %(retention_days)s::int) AS cutoffs
+    ) AS newest
     WHERE mod(numbered.number, task.batches * %(batch_size)s::int) = 0
     WINDOW by_number AS (ORDER BY numbered.number)
 )
