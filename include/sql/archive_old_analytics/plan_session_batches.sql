@@ -9,6 +9,11 @@ WITH task AS (
         greatest(1, ceil(%(expired)s::numeric / %(batch_size)s::int / 1000))::bigint AS batches
 ),
 
+newest AS (
+    SELECT max(cutoff) AS cutoff
+    FROM analytics_cutoffs(%(moment)s::timestamptz, %(timezone)s, %(retention_days)s::int)
+),
+
 numbered AS (
     SELECT
         row_number() OVER by_start - 1 AS number,
@@ -28,10 +33,7 @@ planned AS (
         lead(numbered.previous_id, 1, '') OVER by_number AS hi_id
     FROM numbered
     CROSS JOIN task
-    CROSS JOIN (
-        SELECT max(cutoffs.cutoff) AS cutoff
-        FROM analytics_cutoffs(%(moment)s::timestamptz, %(timezone)s, %(retention_days)s::int) AS cutoffs
-    ) AS newest
+    CROSS JOIN newest
     WHERE mod(numbered.number, task.batches * %(batch_size)s::int) = 0
     WINDOW by_number AS (ORDER BY numbered.number)
 )
