@@ -1,9 +1,10 @@
 """aggregate_day.sql: one row per website and day, exact, and the same however often and when it runs."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from operator import itemgetter
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -14,20 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import traffic
-from conftest import DATA, LOGIN, SQL, Database
+from conftest import DATA, LOGIN, Database
 
 FILE = "aggregate_daily_analytics/aggregate_day.sql"
 DAY = "2024-01-15"
 NOON = datetime(2024, 1, 15, 12, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
-STATS = """
-SELECT
-    website_id, date::text, total_pageviews, total_custom_events, unique_visitors, unique_sessions,
-    top_pages, top_referrers
-FROM analytics_daily_stats
-ORDER BY website_id COLLATE "C", date
-"""
+CONTRACT = (
+    "website_id, date::text, total_pageviews, total_custom_events, unique_visitors, unique_sessions, top_pages,"
+    " top_referrers"
+)
+STATS = f'SELECT {CONTRACT} FROM analytics_daily_stats ORDER BY website_id COLLATE "C", date'
+ALL_STATS = STATS.replace(" FROM", ", total_events, deleted_events, events_hash, visitor_sketch FROM")
 VERSIONS = "SELECT *, ctid::text, xmin::text FROM analytics_daily_stats ORDER BY website_id, date"
 
 
@@ -37,28 +37,14 @@ def without_remark(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def aggregate(database: Database, day: str = DAY, timezone: str = "UTC") -> list[dict[str, Any]]:
-    return without_remark(database.run(FILE, day=day, timezone=timezone))
-
-
-def day_bounds(day: str, timezone: str) -> tuple[datetime, datetime]:
-    """The first instant of a day and of the next one, by Python's own time zone data."""
-    first = date.fromisoformat(day)
-    start, end = (
-        datetime(d.year, d.month, d.day, tzinfo=ZoneInfo(timezone)).astimezone(UTC)
-        for d in (first, first + timedelta(days=1))
-    )
-    return start, end
+def aggregate(database: Database, *days: str, timezone: str = "UTC") -> list[dict[str, Any]]:
+    return without_remark(database.run(FILE, days=list(days or [DAY]), timezone=timezone))
 
 
 def test_a_day_without_events_gives_no_row(database: Database) -> None:
+    assert aggregate(database) == []
     database.event(NOON - timedelta(days=1))
     database.event(NOON + timedelta(days=1))
-    assert aggregate(database) == []
-    assert database.query(VERSIONS) == []
-
-
-def test_a_database_without_events_gives_no_row(database: Database) -> None:
     assert aggregate(database) == []
     assert database.query(VERSIONS) == []
 
@@ -69,6 +55,7 @@ def test_one_event_gives_one_row(database: Database) -> None:
     assert aggregate(database) == [{"website_id": "site", "total_events": 1}]
     row = database.query("SELECT * FROM analytics_daily_stats")[0]
     assert before <= row.pop("aggregated_at") <= database.value("SELECT NOW()")
+    assert row.pop("visitor_sketch").count("1") == 1
     assert row == {
         "website_id": "site",
         "date": date(2024, 1, 15),
@@ -79,43 +66,48 @@ def test_one_event_gives_one_row(database: Database) -> None:
         "top_pages": [{"item": "/shop", "count": 1}],
         "top_referrers": [{"item": "google", "count": 1}],
         "total_events": 1,
+        "deleted_events": 0,
+        "events_hash": database.value("SELECT hashtextextended(id, 0) FROM analytics_event"),
+        "timezone": "UTC",
+        "starts_at": datetime(2024, 1, 15, tzinfo=UTC),
+        "ends_at": datetime(2024, 1, 16, tzinfo=UTC),
         "raw_purged_at": None,
+        "purge_snapshot": None,
     }
 
 
-@pytest.mark.parametrize("session_timezone", ["UTC", "Pacific/Auckland", "America/Los_Angeles"])
-@pytest.mark.parametrize(
-    ("timezone", "day", "hours"),
-    [
-        ("UTC", "2024-01-15", 24),
-        ("Asia/Kolkata", "2024-01-15", 24),
-        ("America/New_York", "2024-03-10", 23),
-        ("America/New_York", "2024-11-03", 25),
-        ("Australia/Lord_Howe", "2024-10-06", 23.5),
-        ("Australia/Lord_Howe", "2024-04-07", 24.5),
-        ("America/Sao_Paulo", "2018-11-04", 23),  # begins at one o'clock
-        ("Atlantic/Azores", "2024-10-27", 25),  # midnight comes twice
-        ("Atlantic/Azores", "2024-10-26", 24),
-        ("America/Havana", "2024-11-03", 25),
-    ],
-)
-def test_a_day_is_half_open_in_its_time_zone(
-    database: Database, timezone: str, day: str, hours: float, session_timezone: str
-) -> None:
-    start, end = day_bounds(day, timezone)
-    assert end - start == timedelta(hours=hours)
-    for moment, pathname in [
-        (start - MICROSECOND, "before"),
-        (start, "first"),
-        (end - MICROSECOND, "last"),
-        (end, "after"),
-    ]:
-        database.event(moment, pathname=pathname)
-    with database.connect(LOGIN) as connection:
-        connection.execute("SELECT set_config('timezone', %s, false)", [session_timezone])
-        database.run(FILE, connection, day=day, timezone=timezone)
-    rows = database.query("SELECT date::text, top_pages FROM analytics_daily_stats")
-    assert rows == [{"date": day, "top_pages": [{"item": "first", "count": 1}, {"item": "last", "count": 1}]}]
+def test_days_that_are_given_together_are_counted_each_on_its_own(database: Database) -> None:
+    for days in range(4):
+        for _ in range(days + 1):
+            database.event(NOON + timedelta(days=days))
+    database.event(NOON + timedelta(days=2), website_id="other")
+    # A day without events among them.
+    result = aggregate(database, "2024-01-17", "2024-01-14", "2024-01-15")
+    assert result == [
+        {"website_id": "other", "total_events": 1},
+        {"website_id": "site", "total_events": 1},
+        {"website_id": "site", "total_events": 3},
+    ]
+    rows = [(row["website_id"], row["date"]) for row in database.query(STATS)]
+    assert rows == [("other", "2024-01-17"), ("site", "2024-01-15"), ("site", "2024-01-17")]
+
+
+def test_the_days_of_one_statement_are_written_all_or_none(database: Database) -> None:
+    for website_id in ("a", "b"):
+        database.event(NOON, website_id=website_id)
+    database.connection.execute("ALTER TABLE analytics_daily_stats ADD CHECK (website_id < 'b')")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        aggregate(database)
+    assert database.query(STATS) == []
+
+
+def test_the_hash_is_that_of_the_counted_events(database: Database) -> None:
+    counted = [database.event(NOON + timedelta(minutes=n)) for n in range(3)]
+    database.event(NOON, deleted_at=NOON)
+    database.event(NOON - timedelta(days=1))
+    aggregate(database)
+    query = "SELECT bit_xor(hashtextextended(id, 0)) FROM unnest(%s::text[]) AS id"
+    assert database.query(ALL_STATS)[0]["events_hash"] == database.value(query, counted)
 
 
 def test_a_second_run_writes_nothing(database: Database) -> None:
@@ -149,16 +141,18 @@ def test_a_late_event_updates_the_row_of_its_website_only(database: Database) ->
         "pathname = '/other'",
         "referrer_source = 'other'",
         "event_type = 'heartbeat'",
+        "id = 'another'",
+        "deleted_at = now()",
     ],
 )
-def test_a_change_of_any_number_is_written(database: Database, change: str) -> None:
+def test_a_change_of_anything_that_is_counted_is_written(database: Database, change: str) -> None:
     database.event(NOON, referrer_source="google")
     event = database.event(NOON, referrer_source="google")
     aggregate(database)
-    before = database.query(STATS)
+    before = database.query(ALL_STATS)
     database.connection.execute(f"UPDATE analytics_event SET {change} WHERE id = %s".encode(), [event])
     aggregate(database)
-    assert database.query(STATS) != before
+    assert database.query(ALL_STATS) != before
 
 
 def test_soft_deleted_events_are_not_counted(database: Database) -> None:
@@ -227,24 +221,6 @@ def test_the_top_ten_break_ties_in_byte_order(database: Database, column: str, t
     assert items[2:] == [{"item": item, "count": 1} for item in sorted(ties, key=str.encode)[:8]]
 
 
-def test_a_row_whose_raw_events_were_purged_is_final(database: Database) -> None:
-    database.event(NOON)
-    database.event(NOON, website_id="other")
-    aggregate(database)
-    database.connection.execute("UPDATE analytics_daily_stats SET raw_purged_at = NOW() WHERE website_id = 'site'")
-    frozen = database.query(VERSIONS)[1]
-    database.event(NOON)
-    database.event(NOON, website_id="other")
-    remarks = {row["website_id"]: row["remark"] for row in database.run(FILE, day=DAY, timezone="UTC")}
-    assert remarks == {
-        "other": "",
-        "site": ", but left its row as it is: raw events of it were deleted before",
-    }
-    other, site = database.query(VERSIONS)
-    assert site == frozen
-    assert other["total_events"] == 2
-
-
 @pytest.mark.parametrize("first_time", [True, False])
 def test_two_runs_at_the_same_moment_leave_what_one_leaves(database: Database, first_time: bool) -> None:
     for website_id in ("a", "b"):
@@ -254,8 +230,8 @@ def test_two_runs_at_the_same_moment_leave_what_one_leaves(database: Database, f
         database.event(NOON, website_id="a")
     with database.connect(LOGIN) as first:
         with first.transaction():
-            result = database.run(FILE, first, day=DAY, timezone="UTC")
-            second = database.start(FILE, day=DAY, timezone="UTC")
+            result = database.run(FILE, first, days=[DAY], timezone="UTC")
+            second = database.start(FILE, days=[DAY], timezone="UTC")
         once = database.query(VERSIONS)
     assert second.result(timeout=10) == result
     assert [row["total_events"] for row in once] == ([1, 1] if first_time else [2, 1])
@@ -265,9 +241,9 @@ def test_two_runs_at_the_same_moment_leave_what_one_leaves(database: Database, f
 def test_an_older_snapshot_never_overwrites_a_newer_one(database: Database) -> None:
     database.event(NOON)
     with database.gate("analytics_event"):
-        older = database.start(FILE, day=DAY, timezone="UTC")
+        older = database.start(FILE, days=[DAY], timezone="UTC")
         database.event(NOON)
-        newer = without_remark(database.run(FILE, database.connection, day=DAY, timezone="UTC"))
+        newer = without_remark(database.run(FILE, database.connection, days=[DAY], timezone="UTC"))
         rows = database.query(VERSIONS)
     assert newer == [{"website_id": "site", "total_events": 2}]
     assert without_remark(older.result(timeout=10)) == [{"website_id": "site", "total_events": 1}]
@@ -298,7 +274,10 @@ ZONES = {  # with a first day such that the three days from it on have a change-
 def traffic_of_three_days(draw: st.DrawFn) -> tuple[str, list[Event], int]:
     """A time zone, events around three of its days, and how many of them arrive before the first run."""
     timezone = draw(st.sampled_from(sorted(ZONES)))
-    midnights = [day_bounds(str(ZONES[timezone] + timedelta(days=n)), timezone)[0] for n in range(4)]
+    midnights = [
+        datetime.combine(ZONES[timezone] + timedelta(days=n), time(), ZoneInfo(timezone)).astimezone(UTC)
+        for n in range(4)
+    ]
     offsets = st.sampled_from([-MICROSECOND, timedelta(), MICROSECOND]) | st.timedeltas(
         timedelta(hours=-30), timedelta(hours=30)
     )
@@ -325,9 +304,12 @@ def tops(items: Iterable[str]) -> list[dict[str, Any]]:
 def oracle(events: list[Event], timezone: str, days: list[str]) -> list[dict[str, Any]]:
     """What the daily statistics are, said in plain Python."""
     groups: dict[tuple[str, str], list[Event]] = {}
+    deleted: Counter[tuple[str, str]] = Counter()
     for event in events:
         day = str(event.timestamp.astimezone(ZoneInfo(timezone)).date())
-        if event.deleted_at is None and day in days:
+        if event.deleted_at is not None:
+            deleted[event.website_id, day] += 1
+        elif day in days:
             groups.setdefault((event.website_id, day), []).append(event)
     rows = []
     for (website_id, day), group in sorted(groups.items(), key=lambda item: (item[0][0].encode(), item[0][1])):
@@ -344,6 +326,7 @@ def oracle(events: list[Event], timezone: str, days: list[str]) -> list[dict[str
                 "top_pages": tops(event.pathname for event in pageviews),
                 "top_referrers": tops(event.referrer_source for event in pageviews if event.referrer_source),
                 "total_events": len(group),
+                "deleted_events": deleted[website_id, day],
             }
         )
     return rows
@@ -365,15 +348,11 @@ def test_random_traffic_against_an_oracle_in_python(database: Database, case: tu
         ):
             for event in arrived:
                 copy.write_row((*event, str(next(ids))))
-        reported = [
-            row | {"date": day}
-            for day in days
-            for row in without_remark(database.run(FILE, database.connection, day=day, timezone=timezone))
-        ]
+        reported = without_remark(database.run(FILE, database.connection, days=days, timezone=timezone))
     expected = oracle(events, timezone, days)
-    assert database.query(STATS.replace("top_referrers\n", "top_referrers, total_events\n")) == expected
-    assert sorted(reported, key=lambda row: (row["website_id"].encode(), row["date"])) == [
-        {key: row[key] for key in ("website_id", "date", "total_events")} for row in expected
+    assert database.query(STATS.replace(" FROM", ", total_events, deleted_events FROM")) == expected
+    assert sorted(reported, key=lambda row: row["website_id"].encode()) == [
+        {key: row[key] for key in ("website_id", "total_events")} for row in expected
     ]
 
 
@@ -381,8 +360,7 @@ def test_random_traffic_against_an_oracle_in_python(database: Database, case: tu
 def test_the_sample_data_gives_its_expected_rows(database: Database) -> None:
     with psycopg.connect(database.dsn) as connection:
         traffic.load(connection, DATA)
-    for day in range(17, 21):
-        aggregate(database, f"2015-05-{day}")
+    aggregate(database, *(f"2015-05-{day}" for day in range(17, 21)))
     expected = json.loads((DATA / "expected_daily_stats.json").read_text())
     assert len(expected) == 12
     assert database.query(STATS) == sorted(expected, key=itemgetter("website_id", "date"))
@@ -399,9 +377,22 @@ def test_the_plan_reads_the_day_through_an_index_and_hashes(database: Database) 
         """
     )
     database.connection.execute("ANALYZE analytics_event")
-    with database.connect(LOGIN) as connection:
-        connection.execute("SET work_mem = '256MB'")  # as the task does
-        query = b"EXPLAIN (COSTS OFF) " + (SQL / FILE).read_bytes()
-        plan = [row["QUERY PLAN"] for row in connection.execute(query, {"day": DAY, "timezone": "UTC"})]
-    assert sum("HashAggregate" in line for line in plan) == 1
-    assert not [line for line in plan if "MixedAggregate" in line or "Seq Scan on analytics_event" in line]
+    plans: list[str] = []
+    database.connection.add_notice_handler(lambda notice: plans.append(notice.message_primary or ""))
+    database.connection.execute(
+        """
+        LOAD 'auto_explain';
+        SET auto_explain.log_min_duration = 0;
+        SET auto_explain.log_nested_statements = on;
+        SET auto_explain.log_level = notice;
+        SET work_mem = '256MB'  -- as the task does
+        """
+    )
+    database.run(FILE, database.connection, days=[DAY], timezone="UTC")
+    counting = [plan for plan in plans if "GROUPING SETS" in plan]
+    assert len(counting) == 7
+    for plan in counting:
+        assert re.search(
+            r"CTE grouped\n +->  HashAggregate .*\n( +Hash Key: .*\n){4} +->  (Index|Bitmap Heap) Scan", plan
+        )
+    assert "Seq Scan on analytics_event" not in "".join(plans)

@@ -11,6 +11,7 @@ from conftest import LOGIN, SQL, Database
 CLOSE = "cleanup_analytics_sessions/close_idle_sessions.sql"
 RETURNED = "cleanup_analytics_sessions/end_returned_sessions.sql"
 ACTIVE = "cleanup_analytics_sessions/count_active_visitors.sql"
+ANOMALIES = "cleanup_analytics_sessions/count_anomalies.sql"
 BOTH = pytest.mark.parametrize("file", [CLOSE, RETURNED])
 IDLE = timedelta(minutes=30)
 HOUR = timedelta(hours=1)
@@ -226,6 +227,85 @@ def test_a_session_that_returned_and_left_again_ends_at_its_true_last_activity(
     assert rows(database)[name]["ended_at"] == now - 2 * HOUR
 
 
+def test_a_session_that_comes_back_twice_is_closed_each_time(database: Database, now: datetime) -> None:
+    name = database.session(now - 9 * HOUR, now - 8 * HOUR)
+    assert run(database, CLOSE) == [{"session_id": name, "duration_seconds": 3600}]
+    for hours in (6, 4):
+        database.connection.execute("UPDATE analytics_session SET last_activity_at = %s", [now - hours * HOUR])
+        assert run(database, CLOSE) == []
+        assert run(database, RETURNED) == [{"session_id": name, "duration_seconds": (9 - hours) * 3600}]
+        assert rows(database)[name]["ended_at"] == now - hours * HOUR
+    # The application reopens it, and it is left for good.
+    database.connection.execute("UPDATE analytics_session SET ended_at = NULL, last_activity_at = %s", [now - HOUR])
+    assert run(database, RETURNED) == []
+    assert run(database, CLOSE) == [{"session_id": name, "duration_seconds": 8 * 3600}]
+    assert run(database, CLOSE) == run(database, RETURNED) == []
+
+
+@BOTH
+@pytest.mark.parametrize("started_at", [-3 * HOUR, -HOUR, timedelta(), MICROSECOND, 3 * HOUR])
+def test_only_the_last_activity_decides_whatever_the_start_is(
+    database: Database, frozen: datetime, file: str, started_at: timedelta
+) -> None:
+    idle = session(database, file, frozen + started_at, frozen - IDLE - MICROSECOND)
+    session(database, file, frozen + started_at, frozen - IDLE)
+    # The clock of the last one was wrong the other way: it is left until its last activity has passed.
+    session(database, file, frozen + started_at, frozen + HOUR)
+    seconds = max(0, int((-IDLE - MICROSECOND - started_at) / timedelta(seconds=1)))
+    assert run(database, file, connection=database.connection) == [{"session_id": idle, "duration_seconds": seconds}]
+    assert rows(database)[idle]["ended_at"] == frozen - IDLE - MICROSECOND
+
+
+def test_sessions_with_times_that_cannot_be_true_are_counted(database: Database, frozen: datetime) -> None:
+    def counted() -> tuple[int, int]:
+        [row] = database.run(ANOMALIES, database.connection)
+        return row["before_start"], row["in_future"]
+
+    assert counted() == (0, 0)
+    database.session(frozen - HOUR, frozen)
+    database.session(frozen, frozen)
+    assert counted() == (0, 0)
+    database.session(frozen, frozen - MICROSECOND)
+    assert counted() == (1, 0)
+    database.session(frozen, frozen + MICROSECOND)
+    assert counted() == (1, 1)
+    database.session(frozen + 2 * HOUR, frozen + HOUR)
+    assert counted() == (2, 2)
+    database.session(frozen, frozen - HOUR, ended_at=frozen)
+    database.session(frozen, frozen + HOUR, deleted_at=frozen)
+    assert counted() == (2, 2)
+
+
+def test_an_idle_session_that_the_application_is_writing_is_counted_as_left_open(
+    database: Database, now: datetime
+) -> None:
+    written, other = (database.session(now - 2 * HOUR, now - HOUR) for _ in range(2))
+    with database.connect() as application, application.transaction():
+        application.execute("UPDATE analytics_session SET pageviews = 2 WHERE session_id = %s", [written])
+        assert [row["session_id"] for row in run(database, CLOSE)] == [other]
+        assert database.run(ACTIVE, idle_minutes=30) == [{"active_visitors": 0, "left_open": 1}]
+    assert [row["session_id"] for row in run(database, CLOSE)] == [written]
+    assert database.run(ACTIVE, idle_minutes=30) == [{"active_visitors": 0, "left_open": 0}]
+
+
+@pytest.mark.parametrize(
+    ("idle", "columns", "left_open"),
+    [
+        (IDLE + MICROSECOND, {}, 0),  # its timeout ended while the run went on
+        (IDLE + timedelta(minutes=1), {}, 0),
+        (IDLE + timedelta(minutes=1) + MICROSECOND, {}, 1),
+        (HOUR, {"ended_at": "2024-01-15T00:00Z"}, 0),
+        (HOUR, {"deleted_at": "2024-01-15T00:00Z"}, 0),
+    ],
+)
+def test_which_sessions_are_left_open(
+    database: Database, frozen: datetime, idle: timedelta, columns: dict[str, Any], left_open: int
+) -> None:
+    database.session(frozen - 2 * HOUR, frozen - idle, **columns)
+    counted = database.run(ACTIVE, database.connection, idle_minutes=30)
+    assert counted == [{"active_visitors": 0, "left_open": left_open}]
+
+
 def test_the_active_visitors_are_those_with_an_event_within_the_timeout(database: Database, frozen: datetime) -> None:
     moments = {
         "too old": frozen - IDLE - MICROSECOND,
@@ -238,11 +318,11 @@ def test_the_active_visitors_are_those_with_an_event_within_the_timeout(database
     database.event(frozen, visitor_id="deleted", deleted_at=frozen)
     database.event(frozen, visitor_id="newest", website_id="other", event_type="custom_event")
     counted = database.run(ACTIVE, database.connection, idle_minutes=30)
-    assert counted == [{"active_visitors": 2}]
+    assert counted == [{"active_visitors": 2, "left_open": 0}]
 
 
 def test_no_visitor_is_active(database: Database) -> None:
-    assert database.run(ACTIVE, idle_minutes=30) == [{"active_visitors": 0}]
+    assert database.run(ACTIVE, idle_minutes=30) == [{"active_visitors": 0, "left_open": 0}]
 
 
 def test_idle_sessions_and_active_visitors_are_found_through_indexes(database: Database) -> None:
@@ -261,14 +341,14 @@ def test_idle_sessions_and_active_visitors_are_found_through_indexes(database: D
         ANALYZE analytics_session, analytics_event
         """
     )
-    for file, index, condition in (
-        (CLOSE, "analytics_session_open_idx", "Index Cond: (started_at < "),
-        (ACTIVE, "analytics_event_timestamp_id_idx", 'Index Cond: (("timestamp" >= '),
+    for file, *lines in (
+        (CLOSE, "Index Scan using analytics_session_open_idx"),
+        (ACTIVE, "analytics_event_timestamp_id_idx", 'Index Cond: (("timestamp" >= ', "analytics_session_open_idx"),
+        (ANOMALIES, "analytics_session_open_idx"),
     ):
         query = b"EXPLAIN (COSTS OFF) " + (SQL / file).read_bytes()
         with database.connect(LOGIN) as connection:
-            lines = connection.execute(query, {"idle_minutes": 30, "batch_size": 1000}).fetchall()
-        plan = "\n".join(line["QUERY PLAN"] for line in lines)
-        assert index in plan
-        assert condition in plan
+            explained = connection.execute(query, {"idle_minutes": 30, "batch_size": 1000}).fetchall()
+        plan = "\n".join(line["QUERY PLAN"] for line in explained)
+        assert [line for line in lines if line not in plan] == []
         assert "Seq Scan" not in plan

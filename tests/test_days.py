@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from web_analytics.days import MAX_DAYS, days_to_aggregate
+from web_analytics.days import MAX_TASKS, days_to_aggregate, tasks_for
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 NONE = {"stat_date": None, "from": None, "to": None}
@@ -45,19 +45,44 @@ def test_yesterday_is_over_and_today_is_not() -> None:
     assert days_to_aggregate(NONE | {"stat_date": "2026-03-10"}, NOW, NOW, "Pacific/Kiritimati") == [date(2026, 3, 10)]
 
 
-def test_unaggregated_days_are_added_to_the_default_only() -> None:
+def test_days_that_are_due_are_added_to_the_default_only() -> None:
     old = [date(2026, 1, 1), date(2026, 3, 9)]
     assert days_to_aggregate(NONE, NOW, NOW, "UTC", old) == [date(2026, 1, 1), date(2026, 3, 9)]
     assert days_to_aggregate(NONE | {"stat_date": "2026-02-03"}, NOW, NOW, "UTC", old) == [date(2026, 2, 3)]
-    many = [date(2020, 1, 1) + timedelta(days=offset) for offset in range(MAX_DAYS)]
-    # The day before is never crowded out.
-    assert days_to_aggregate(NONE, NOW, NOW, "UTC", many) == [*many[:-1], date(2026, 3, 9)]
+    many = [date(2020, 1, 1) + timedelta(days=offset) for offset in range(2001)]
+    assert days_to_aggregate(NONE, NOW, NOW, "UTC", many) == [*many, date(2026, 3, 9)]
 
 
-def test_longest_range() -> None:
-    assert len(days_to_aggregate(NONE | {"from": "2023-06-01", "to": "2026-02-24"}, NOW, NOW, "UTC")) == MAX_DAYS
-    with pytest.raises(AirflowFailException, match="more than 1000 days: split the range"):
-        days_to_aggregate(NONE | {"from": "2023-06-01", "to": "2026-02-25"}, NOW, NOW, "UTC")
+def test_a_range_may_be_of_any_length() -> None:
+    days = days_to_aggregate(NONE | {"from": "2000-01-01", "to": "2026-03-09"}, NOW, NOW, "UTC")
+    assert (len(days), days[0], days[-1]) == (9565, date(2000, 1, 1), date(2026, 3, 9))
+
+
+@pytest.mark.parametrize(
+    ("days", "tasks", "most"),
+    [
+        (0, 0, 0),
+        (1, 1, 1),
+        (MAX_TASKS, MAX_TASKS, 1),
+        (MAX_TASKS + 1, 501, 2),
+        (2 * MAX_TASKS, MAX_TASKS, 2),
+        (2 * MAX_TASKS + 1, 667, 3),
+    ],
+)
+def test_a_task_takes_one_day_and_several_where_there_would_be_too_many_tasks(days: int, tasks: int, most: int) -> None:
+    names = [str(date(2000, 1, 1) + timedelta(days=offset)) for offset in range(days)]
+    planned = tasks_for(names, "Asia/Kolkata")
+    assert len(planned) == tasks <= MAX_TASKS
+    assert [day for task in planned for day in task["days"]] == names
+    assert max((len(task["days"]) for task in planned), default=0) == most
+    assert {task["timezone"] for task in planned} <= {"Asia/Kolkata"}
+
+
+def test_a_task_is_named_by_its_days() -> None:
+    assert tasks_for([date(2024, 1, 15)], "UTC") == [{"days": ["2024-01-15"], "day": "2024-01-15", "timezone": "UTC"}]
+    planned = tasks_for([date(2000, 1, 1) + timedelta(days=offset) for offset in range(MAX_TASKS + 1)], "UTC")
+    assert planned[0]["day"] == "2000-01-01 to 2000-01-02"
+    assert planned[-1]["day"] == "2002-09-27"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""find_unaggregated_days.sql: every day that is over and has events, but not the row of each of its websites."""
+"""find_due_days.sql: every day that is over and whose rows do not count exactly its events, and no other day."""
 
+from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -7,24 +8,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import LOGIN, SQL, Database
+from aggregation_steps import aggregate, aggregate_due, clock, find
+from conftest import Database
 
-FILE = "aggregate_daily_analytics/find_unaggregated_days.sql"
-AGGREGATE = "aggregate_daily_analytics/aggregate_day.sql"
 BEFORE = datetime(2024, 3, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
+NOON = BEFORE - DAY / 2
 MICROSECOND = timedelta(microseconds=1)
 
 
-def find(database: Database, before: datetime | None = BEFORE, timezone: str = "UTC") -> list[str]:
-    rows = database.run(FILE, before=before, timezone=timezone)
-    assert all(row["timezone"] == timezone for row in rows)
-    return [row["day"] for row in rows]
-
-
-def aggregate(database: Database, day: date | str, timezone: str = "UTC") -> None:
-    database.run(AGGREGATE, database.connection, day=day, timezone=timezone)
+def counted(database: Database) -> dict[str, int]:
+    """The events that the rows of the website count, by day."""
+    rows = database.query("SELECT date::text, total_events FROM analytics_daily_stats WHERE website_id = 'site'")
+    return {row["date"]: row["total_events"] for row in rows}
 
 
 def test_no_events(database: Database) -> None:
@@ -40,28 +37,21 @@ def test_a_day_is_found_once_and_the_oldest_first(database: Database) -> None:
 
 
 def test_a_row_of_every_website_that_has_events_is_needed(database: Database) -> None:
-    days = [BEFORE - n * DAY for n in (1, 2, 5, 31)]
+    days = [(BEFORE - n * DAY).date() for n in (1, 2, 5, 31)]
     for website_id in ("a", "b", "c"):
         for day in days:
-            database.event(day, website_id=website_id)
-            database.event(day + 23 * HOUR, website_id=website_id)
-    for day in days:
-        aggregate(database, day.date())
+            midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
+            database.event(midnight, website_id=website_id)
+            database.event(midnight + 23 * HOUR, website_id=website_id)
+    aggregate(database, *days)
     assert find(database) == []
     for website_id in ("a", "b", "c"):
         for day in days:
             with database.connection.transaction(force_rollback=True):
                 database.connection.execute(
-                    "DELETE FROM analytics_daily_stats WHERE website_id = %s AND date = %s", [website_id, day.date()]
+                    "DELETE FROM analytics_daily_stats WHERE website_id = %s AND date = %s", [website_id, day]
                 )
-                found = database.run(FILE, database.connection, before=BEFORE, timezone="UTC")
-            assert found == [{"day": str(day.date()), "timezone": "UTC"}]
-
-
-@pytest.mark.parametrize(("moment", "found"), [(BEFORE - MICROSECOND, ["2024-02-29"]), (BEFORE, [])])
-def test_only_days_before_the_bound(database: Database, moment: datetime, found: list[str]) -> None:
-    database.event(moment)
-    assert find(database) == found
+                assert find(database, connection=database.connection) == [str(day)]
 
 
 @pytest.mark.parametrize(
@@ -70,86 +60,166 @@ def test_only_days_before_the_bound(database: Database, moment: datetime, found:
         ("2024-03-10T23:59:59.999999Z", "UTC", ["2024-03-09"]),
         ("2024-03-11T00:00Z", "UTC", ["2024-03-09", "2024-03-10"]),
         ("2024-03-10T18:30Z", "Asia/Kolkata", ["2024-03-09", "2024-03-10"]),
-        ("2024-03-11T03:59Z", "America/New_York", ["2024-03-09"]),  # a day of 23 hours
+        ("2024-03-11T03:59:59.999999Z", "America/New_York", ["2024-03-09"]),  # a day of 23 hours
         ("2024-03-11T04:00Z", "America/New_York", ["2024-03-09", "2024-03-10"]),
     ],
 )
-def test_without_a_bound_the_days_that_are_over(database: Database, now: str, timezone: str, found: list[str]) -> None:
+def test_only_days_that_are_over(database: Database, now: str, timezone: str, found: list[str]) -> None:
     for day in (9, 10, 11):
-        database.event(datetime(2024, 3, day, tzinfo=ZoneInfo(timezone)))
-    # The file says NOW(), and search_path decides whose.
-    database.connection.execute(
-        f"CREATE SCHEMA clock; CREATE FUNCTION clock.now() RETURNS timestamptz RETURN '{now}'::timestamptz".encode()
-    )
-    options = "-c search_path=clock,analytics,public,pg_catalog -c timezone=Pacific/Auckland"
-    with database.connect(options=options) as connection:
-        rows = database.run(FILE, connection, before=None, timezone=timezone)
-    assert [row["day"] for row in rows] == found
+        midnight = datetime(2024, 3, day, tzinfo=ZoneInfo(timezone))
+        database.event(midnight.astimezone(UTC))
+        database.event((midnight + DAY).astimezone(UTC) - MICROSECOND)
+    with clock(database, now) as connection:
+        assert find(database, timezone, connection) == found
+        aggregate(database, "2024-03-09", "2024-03-10", "2024-03-11", timezone=timezone, connection=connection)
+        assert sorted(counted(database)) == found
+        assert find(database, timezone, connection) == []
 
 
 def test_soft_deleted_events_need_no_row(database: Database) -> None:
-    database.event(BEFORE - DAY, deleted_at=BEFORE)
+    database.event(NOON, deleted_at=BEFORE)
     assert find(database) == []
+
+
+@pytest.mark.parametrize("created_at", [None, "2024-02-29T12:00Z", "2001-01-01T00:00Z", "2051-01-01T00:00Z"])
+def test_an_event_that_is_stored_late_is_counted_whatever_its_created_at_says(
+    database: Database, created_at: str | None
+) -> None:
+    database.event(NOON, pathname="/in time")
+    database.event(NOON - DAY)
+    aggregate_due(database)
+    assert find(database) == []
+    database.event(NOON, pathname="/late", **{"created_at": created_at} if created_at else {})
+    assert aggregate_due(database) == ["2024-02-29"]
+    assert counted(database) == {"2024-02-28": 1, "2024-02-29": 2}
+    assert find(database) == []
+
+
+def test_an_event_of_a_writer_that_had_not_committed_when_the_day_was_aggregated_is_counted(database: Database) -> None:
+    database.event(NOON)
+    with database.connect() as writer:
+        with writer.transaction():
+            writer.execute(
+                "INSERT INTO analytics_event (id, website_id, pathname, visitor_id, session_id, timestamp)"
+                " VALUES ('slow', 'site', '/', 'visitor', 'session', %s)",
+                [NOON],
+            )
+            aggregate_due(database)
+            assert counted(database) == {"2024-02-29": 1}
+            assert find(database) == []
+        # Its created_at is before the row's aggregated_at.
+        assert database.value("SELECT max(created_at) < max(aggregated_at) FROM analytics_event, analytics_daily_stats")
+    assert aggregate_due(database) == ["2024-02-29"]
+    assert counted(database) == {"2024-02-29": 2}
+    assert find(database) == []
+
+
+def test_a_soft_deleted_event_and_one_that_is_restored_make_their_day_due(database: Database) -> None:
+    database.event(NOON)
+    event = database.event(NOON)
+    aggregate_due(database)
+    for deleted_at, events in ((BEFORE, 1), (None, 2)):
+        database.connection.execute("UPDATE analytics_event SET deleted_at = %s WHERE id = %s", [deleted_at, event])
+        assert find(database) == ["2024-02-29"]
+        aggregate_due(database)
+        assert counted(database) == {"2024-02-29": events}
+        assert find(database) == []
+
+
+def test_an_event_that_is_replaced_by_another_at_the_same_moment_makes_its_day_due(database: Database) -> None:
+    event = database.event(NOON, pathname="/old")
+    aggregate_due(database)
+    database.connection.execute("UPDATE analytics_event SET deleted_at = now() WHERE id = %s", [event])
+    database.event(NOON, pathname="/new")
+    assert aggregate_due(database) == ["2024-02-29"]
+    assert counted(database) == {"2024-02-29": 1}
+    assert database.value("SELECT top_pages FROM analytics_daily_stats") == [{"item": "/new", "count": 1}]
+    assert find(database) == []
+
+
+def test_a_row_whose_events_were_all_soft_deleted_becomes_zeros_and_is_right_then(database: Database) -> None:
+    for _ in range(2):
+        database.event(NOON, event_type="custom_event", referrer_source="google")
+        database.event(NOON, referrer_source="google")
+    aggregate_due(database)
+    database.connection.execute("UPDATE analytics_event SET deleted_at = now()")
+    assert aggregate_due(database) == ["2024-02-29"]
+    assert find(database) == []
+    row = database.query("SELECT * FROM analytics_daily_stats")[0]
+    assert {row[column] for column in row if column.startswith(("total_", "unique_"))} == {0}
+    assert (row["top_pages"], row["top_referrers"], row["deleted_events"], row["events_hash"]) == ([], [], 4, 0)
+    assert "1" not in row["visitor_sketch"]
+    database.event(NOON)
+    assert aggregate_due(database) == ["2024-02-29"]
+    assert counted(database) == {"2024-02-29": 1}
 
 
 @pytest.mark.parametrize("timezone", ["America/New_York", "Asia/Kolkata"])
 def test_a_day_is_one_of_the_time_zone(database: Database, timezone: str) -> None:
-    before = datetime(2024, 11, 10, tzinfo=ZoneInfo(timezone))
     first, end = (datetime(2024, 11, day, tzinfo=ZoneInfo(timezone)).astimezone(UTC) for day in (3, 5))
     for moment in (first, end - MICROSECOND):
         database.event(moment)
-    assert find(database, before, timezone) == ["2024-11-03", "2024-11-04"]
-    aggregate(database, "2024-11-03", timezone)
-    assert find(database, before, timezone) == ["2024-11-04"]
+    assert find(database, timezone) == ["2024-11-03", "2024-11-04"]
+    aggregate(database, "2024-11-03", timezone=timezone)
+    assert find(database, timezone) == ["2024-11-04"]
 
 
-def test_a_day_begins_with_the_first_of_two_midnights(database: Database) -> None:
-    # At 01:00 on the 27th the clocks of the Azores go back to midnight; the event is in the first of the two hours.
-    database.event(datetime(2024, 10, 26, 12, tzinfo=UTC))
-    database.event(datetime(2024, 10, 27, 0, 30, tzinfo=UTC))
-    before = datetime(2024, 11, 10, tzinfo=UTC)
-    assert find(database, before, "Atlantic/Azores") == ["2024-10-26", "2024-10-27"]
-    for day in ("2024-10-26", "2024-10-27"):
-        aggregate(database, day, "Atlantic/Azores")
-    assert find(database, before, "Atlantic/Azores") == []
-
-
-def test_a_thousand_days_at_most(database: Database) -> None:
-    for days in range(1, 1002):
-        database.event(BEFORE - days * DAY)
+def test_any_number_of_days_is_found_at_once(database: Database) -> None:
+    with database.connection.pipeline():
+        for days in range(1, 1102):
+            database.event(BEFORE - days * DAY)
     found = find(database)
-    assert (len(found), found[0]) == (1000, str((BEFORE - 1001 * DAY).date()))
+    assert found == [str((BEFORE - days * DAY).date()) for days in range(1101, 0, -1)]
+    aggregate(database, *found)
+    assert find(database) == []
+    assert sum(counted(database).values()) == 1101
+
+
+Change = tuple[str, timedelta, bool, bool]
+"""What happens to an event: its website, its moment, whether it is stored after the aggregation, and soft-deleted."""
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     timezone=st.sampled_from(["UTC", "America/New_York", "Australia/Lord_Howe"]),
     events=st.lists(
-        st.tuples(st.sampled_from("aBc"), st.timedeltas(-9 * DAY, 3 * DAY), st.booleans()), max_size=25, unique=True
+        st.tuples(st.sampled_from("aBc"), st.timedeltas(-9 * DAY, 3 * DAY), st.booleans(), st.booleans()), max_size=25
     ),
     aggregated=st.sets(st.integers(-9, 1)),
 )
 def test_random_events_against_an_oracle_in_python(
-    database: Database, timezone: str, events: list[tuple[str, timedelta, bool]], aggregated: set[int]
+    database: Database, timezone: str, events: list[Change], aggregated: set[int]
 ) -> None:
-    before = datetime(2024, 11, 5, tzinfo=ZoneInfo(timezone)).astimezone(UTC)
+    today = date(2024, 11, 5)
+    now = datetime(2024, 11, 5, tzinfo=ZoneInfo(timezone)).astimezone(UTC)
     database.connection.execute("TRUNCATE analytics_event, analytics_daily_stats")
-    with database.connection.pipeline():
-        for website_id, offset, deleted in events:
-            database.event(before + offset, website_id, deleted_at=before if deleted else None)
-    days = {
-        (before + offset).astimezone(ZoneInfo(timezone)).date()
-        for _, offset, deleted in events
-        if offset < timedelta() and not deleted
-    }
-    done = {date(2024, 11, 5) + timedelta(days=n) for n in aggregated}
-    for day in done:
-        aggregate(database, day, timezone)
-    found = database.run(FILE, database.connection, before=before, timezone=timezone)
-    assert [row["day"] for row in found] == [str(day) for day in sorted(days - done)]
+    done = {today + timedelta(days=n) for n in aggregated}
+    rows: Counter[tuple[str, date, bool]] = Counter()
+    there: Counter[tuple[str, date, bool]] = Counter()
+    with clock(database, now) as connection:
+        for are_late in (False, True):
+            with database.connection.pipeline():
+                for website_id, offset, is_late, is_deleted in events:
+                    if is_late == are_late:
+                        database.event(now + offset, website_id, deleted_at=now if is_deleted else None)
+                        there[website_id, (now + offset).astimezone(ZoneInfo(timezone)).date(), is_deleted] += 1
+            if not are_late:
+                aggregate(database, *done, timezone=timezone, connection=connection)
+                rows = there.copy()
+        found = find(database, timezone, connection)
+        due = set()
+        for website_id, day, _ in there:
+            has_row = day in done and rows[website_id, day, False] > 0
+            live, deleted = (there[website_id, day, is_deleted] for is_deleted in (False, True))
+            is_right = (rows[website_id, day, False], rows[website_id, day, True]) == (live, deleted)
+            if day < today and (not is_right if has_row else live > 0):
+                due.add(str(day))
+        assert found == sorted(due)
+        aggregate(database, *found, timezone=timezone, connection=connection)
+        assert find(database, timezone, connection) == []
 
 
-def test_it_jumps_through_the_index_instead_of_reading_the_events(database: Database) -> None:
+def test_days_are_found_by_jumps_through_indexes_and_counted_from_them(database: Database) -> None:
     database.connection.execute(
         """
         INSERT INTO analytics_event (id, website_id, pathname, visitor_id, session_id, timestamp)
@@ -158,9 +228,21 @@ def test_it_jumps_through_the_index_instead_of_reading_the_events(database: Data
         """
     )
     database.connection.execute("VACUUM ANALYZE analytics_event")
-    query = b"EXPLAIN (COSTS OFF) " + (SQL / FILE).read_bytes()
-    with database.connect(LOGIN) as connection:
-        lines = connection.execute(query, {"before": BEFORE, "timezone": "UTC"}).fetchall()
-    plan = "\n".join(line["QUERY PLAN"] for line in lines)
-    assert "Index Only Scan using analytics_event_website_id_timestamp_idx" in plan
-    assert "Seq Scan on analytics_event" not in plan
+    read = """
+        SELECT seq_scan, idx_tup_fetch,
+            (
+                SELECT sum(pg_stat_get_xact_tuples_returned(indexrelid)) FROM pg_index
+                WHERE indrelid = 'analytics_event'::regclass
+            ) AS index_entries
+        FROM pg_stat_xact_user_tables WHERE relid = 'analytics_event'::regclass
+    """
+    with database.connection.transaction():
+        days = database.query("SELECT * FROM analytics_event_days('UTC', now())")
+        jumps = database.query(read)[0]
+        assert len(days) == 14 * 3
+        assert jumps["index_entries"] < 2 * len(days)
+        assert len(find(database, connection=database.connection)) == 14
+        counts = database.query(read)[0]
+    assert 20000 <= counts["index_entries"] < 20000 + 4 * len(days)
+    # Nothing of the table itself.
+    assert (counts["seq_scan"], counts["idx_tup_fetch"]) == (0, 0)

@@ -1,9 +1,11 @@
-"""The installer of our table, the indexes and the grants, on a database that the application already uses."""
+"""The installer of our tables, functions, indexes and grants, on a database that the application already uses."""
 
+import shutil
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,6 +16,33 @@ from conftest import BACKGROUND, ROOT, Database
 from web_analytics import schema
 
 SEARCH_PATH = "analytics,public"
+PRIVILEGES = {
+    "analytics_jobs": [
+        "analytics_alert INSERT SELECT UPDATE",
+        "analytics_daily_stats INSERT SELECT UPDATE",
+        "analytics_event DELETE SELECT",
+        "analytics_job_run INSERT SELECT UPDATE",
+        "analytics_proven_days SELECT",
+        "analytics_purge_proof DELETE INSERT SELECT UPDATE",
+        "analytics_session DELETE SELECT",
+        "analytics_session UPDATE duration_seconds",
+        "analytics_session UPDATE ended_at",
+        "analytics_session UPDATE updated_at",
+        "analytics_traffic_daily SELECT",
+        "analytics_website_policy SELECT",
+    ],
+    "analytics_readers": [
+        "analytics_alert SELECT",
+        "analytics_daily_stats SELECT",
+        "analytics_event SELECT",
+        "analytics_job_run SELECT",
+        "analytics_proven_days SELECT",
+        "analytics_purge_proof SELECT",
+        "analytics_session SELECT",
+        "analytics_traffic_daily SELECT",
+        "analytics_website_policy SELECT",
+    ],
+}
 
 
 @pytest.fixture
@@ -57,6 +86,20 @@ def catalog(database: Database) -> list[dict[str, Any]]:
     )
 
 
+def functions(database: Database) -> list[dict[str, Any]]:
+    """Our functions, with their source and settings."""
+    return database.query(
+        """
+        SELECT
+            pg_proc.oid::text, nspname, proname, pg_get_function_identity_arguments(pg_proc.oid) AS arguments,
+            pg_get_functiondef(pg_proc.oid) AS definition, proacl::text
+        FROM pg_proc INNER JOIN pg_namespace ON pg_namespace.oid = pronamespace
+        WHERE proname ~ '^analytics_'
+        ORDER BY pg_proc.oid
+        """
+    )
+
+
 def rows(database: Database) -> list[list[dict[str, Any]]]:
     """The application's rows and their versions."""
     return [
@@ -66,7 +109,7 @@ def rows(database: Database) -> list[list[dict[str, Any]]]:
 
 
 def problems(database: Database) -> Any:
-    return database.run("check_database.sql", database.connection)
+    return database.run("check_database.sql", database.connection, version=schema.version())
 
 
 def test_a_database_with_the_applications_tables_and_rows(shop: Database) -> None:
@@ -75,50 +118,101 @@ def test_a_database_with_the_applications_tables_and_rows(shop: Database) -> Non
     schema.install(shop.dsn, SEARCH_PATH)
     assert problems(shop) == []
     assert rows(shop) == before
-    assert shop.value("SELECT 'analytics.analytics_daily_stats'::regclass = 'analytics_daily_stats'::regclass")
+    assert {row["nspname"] for row in functions(shop)} == {"analytics"}
+    ours = {row["relname"] for row in catalog(shop) if row["relkind"] in "rv" and row["nspname"] == "analytics"}
+    assert {"analytics_daily_stats", "analytics_website_policy", "analytics_purge_proof"} < ours
+    assert shop.query("SELECT * FROM analytics_traffic_daily WHERE total_events = 1 AND aggregated_at IS NULL")
+    # Their names were resolved for readers of any search_path.
+    with shop.connect(options="-c search_path=pg_catalog") as reader:
+        assert len(reader.execute("SELECT * FROM analytics.analytics_traffic_daily").fetchall()) == 3
 
 
-def test_the_role_may_do_what_the_jobs_need_and_no_more(shop: Database) -> None:
+@pytest.mark.parametrize(("role", "privileges"), PRIVILEGES.items())
+def test_a_role_may_do_what_it_needs_and_no_more(shop: Database, role: str, privileges: list[str]) -> None:
     schema.install(shop.dsn, SEARCH_PATH)
     query = """
-        SELECT relname || ' ' || privilege AS granted
-        FROM pg_class
-        CROSS JOIN UNNEST('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) AS privilege
-        WHERE relname ~ '^analytics_.*[a-z]$' AND relkind = 'r' AND HAS_TABLE_PRIVILEGE('analytics_jobs', oid, privilege)
-        UNION ALL
-        SELECT relname || ' UPDATE ' || attname
-        FROM pg_class INNER JOIN pg_attribute ON attrelid = pg_class.oid
-        WHERE
-            relname = 'analytics_session' AND attnum > 0
-            AND HAS_COLUMN_PRIVILEGE('analytics_jobs', pg_class.oid, attnum, 'UPDATE')
-        ORDER BY granted
+        WITH granted AS (
+            SELECT relname || ' ' || string_agg(privilege, ' ' ORDER BY privilege) AS text
+            FROM pg_class
+            CROSS JOIN unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER,MAINTAIN}'::text[]) AS privilege
+            WHERE
+                relname ~ '^analytics_' AND relkind IN ('r', 'v')
+                AND has_table_privilege(%(role)s, pg_class.oid, privilege)
+            GROUP BY relname
+            UNION ALL
+            SELECT relname || ' UPDATE ' || attname
+            FROM pg_class INNER JOIN pg_attribute ON attrelid = pg_class.oid
+            WHERE
+                relname ~ '^analytics_' AND relkind IN ('r', 'v') AND attnum > 0
+                AND has_column_privilege(%(role)s, pg_class.oid, attnum, 'UPDATE')
+                AND NOT has_table_privilege(%(role)s, pg_class.oid, 'UPDATE')
+        )
+        SELECT text FROM granted ORDER BY text COLLATE "C"
     """
-    assert [row["granted"] for row in shop.query(query)] == [
-        "analytics_daily_stats INSERT",
-        "analytics_daily_stats SELECT",
-        "analytics_daily_stats UPDATE",
-        "analytics_event DELETE",
-        "analytics_event SELECT",
-        "analytics_session DELETE",
-        "analytics_session SELECT",
-        "analytics_session UPDATE duration_seconds",
-        "analytics_session UPDATE ended_at",
-        "analytics_session UPDATE updated_at",
-    ]
+    granted = shop.connection.execute(query.encode(), {"role": role}).fetchall()
+    assert [row["text"] for row in granted] == privileges
 
 
 def test_installed_twice_is_installed_once(shop: Database) -> None:
     schema.install(shop.dsn, SEARCH_PATH)
-    shop.event("2024-01-01T00:00Z")
-    shop.run("aggregate_daily_analytics/aggregate_day.sql", shop.connection, day="2024-01-01", timezone="UTC")
-    stats = shop.query("SELECT * FROM analytics_daily_stats")
-    before = catalog(shop)
+    shop.run(
+        "aggregate_daily_analytics/aggregate_day.sql",
+        shop.connection,
+        days=["2024-01-01", "2024-01-02"],
+        timezone="UTC",
+    )
+    shop.connection.execute("INSERT INTO analytics_website_policy VALUES ('site', 'Asia/Kolkata', 30, true)")
+    kept = [
+        f"SELECT *, ctid::text, xmin::text FROM {table}"
+        for table in ("analytics_daily_stats", "analytics_website_policy")
+    ]
+    before = [catalog(shop), functions(shop), *(shop.query(query) for query in kept)]
     schema.install(shop.dsn, SEARCH_PATH)
+    after = [catalog(shop), functions(shop), *(shop.query(query) for query in kept)]
     # A repeated GRANT or COMMENT writes the same content into a new version of the catalog's row.
-    versions: dict[str, Any] = {"xmin": None}
-    assert [row | versions for row in catalog(shop)] == [row | versions for row in before]
-    assert shop.query("SELECT * FROM analytics_daily_stats") == stats
-    assert len(stats) == 1
+    for rows_of_pg_class in (before[0], after[0]):
+        for row in rows_of_pg_class:
+            del row["xmin"]
+    assert after == before
+    assert [len(found) for found in after[2:]] == [2, 1]
+
+
+def test_an_installation_of_another_version_is_brought_up_to_this_one(shop: Database) -> None:
+    schema.install(shop.dsn, SEARCH_PATH)
+    installed = functions(shop)
+    shop.connection.execute(
+        """
+        COMMENT ON TABLE analytics_daily_stats IS 'Version 0123456789ab';
+        CREATE OR REPLACE FUNCTION analytics.analytics_day_start(day date, timezone text) RETURNS timestamptz
+        LANGUAGE sql STABLE AS 'SELECT NULL::timestamptz';
+        DROP VIEW analytics_traffic_daily
+        """
+    )
+    assert [row["problem"] for row in problems(shop)] == [
+        'The functions in the database are of another version of the jobs: run "make schema".'
+    ]
+    schema.install(shop.dsn, SEARCH_PATH)
+    assert problems(shop) == []
+    assert functions(shop) == installed
+    assert len(shop.query("SELECT * FROM analytics_traffic_daily")) == 3
+    comment = shop.value("SELECT obj_description('analytics_daily_stats'::regclass, 'pg_class')")
+    assert comment.endswith(f"version {schema.version()}")
+
+
+def test_the_version_is_another_one_when_any_file_of_the_schema_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = schema.version()
+    folder = tmp_path / "schema"
+    shutil.copytree(schema.FOLDER, folder)
+    monkeypatch.setattr(schema, "FOLDER", folder)
+    assert schema.version() == version
+    for file in folder.iterdir():
+        text = file.read_text()
+        file.write_text(f"{text}\n-- Changed.\n")
+        assert schema.version() != version
+        file.write_text(text)
+    assert schema.version() == version
 
 
 def test_the_owner_need_not_be_allowed_to_create_roles(shop: Database, template: str) -> None:
@@ -167,7 +261,7 @@ def test_schemas_of_other_names(shop: Database) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     with shop.connect(options="") as connection:
         connection.execute("SELECT set_config('search_path', %s, false)", [path])
-        assert shop.run("check_database.sql", connection) == []
+        assert shop.run("check_database.sql", connection, version=schema.version()) == []
     assert shop.value("SELECT to_regclass('\"Our Stats\".analytics_daily_stats') IS NOT NULL")
     assert shop.value("SELECT to_regnamespace('analytics') IS NULL")
 

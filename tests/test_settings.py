@@ -21,6 +21,8 @@ def test_defaults() -> None:
         "batch_size": 1000,
         "batch_pause_seconds": 0,
         "alert_email": None,
+        "alert_behind_hours": 36,
+        "alert_database_gb": 10,
     }
 
 
@@ -47,6 +49,9 @@ def test_environment_wins_and_an_empty_variable_counts_as_unset(monkeypatch: pyt
         ("ANALYTICS_CLEANUP_SCHEDULE", "* * * * * *", "of five fields"),
         ("ANALYTICS_CLEANUP_SCHEDULE", "@daily", "of five fields"),
         ("ANALYTICS_ALERT_EMAIL", "nobody", "is not a mail address"),
+        ("ANALYTICS_ALERT_BEHIND_HOURS", "0", "greater than or equal to 1"),
+        ("ANALYTICS_ALERT_DATABASE_GB", "0", "greater than 0"),
+        ("ANALYTICS_ALERT_DATABASE_GB", "nan", "greater than 0"),
     ],
 )
 def test_a_bad_value_is_one_sentence_naming_the_variable(
