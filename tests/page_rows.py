@@ -58,8 +58,8 @@ def alert(database: Database, condition: str, subject: str, message: str) -> Non
     """One alert that has been open for three hours."""
     database.query(
         """
-        INSERT INTO analytics_alert (condition, subject, message, opened_at, sent_at)
-        VALUES (%s, %s, %s, now() - interval '3 hours', now() - interval '2 hours 59 min') RETURNING 1
+        INSERT INTO analytics_alert (condition, subject, message, opened_at, claimed_at, sent_at)
+        SELECT %s, %s, %s, moment, moment, moment FROM (SELECT now() - interval '3 hours' AS moment) RETURNING 1
         """,
         condition,
         subject,

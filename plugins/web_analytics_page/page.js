@@ -4,7 +4,8 @@
 const AGGREGATE = "aggregate_daily_analytics", CLEANUP = "cleanup_analytics_sessions", ARCHIVE = "archive_old_analytics";
 const JOBS = { [AGGREGATE]: "Daily statistics", [CLEANUP]: "Closes idle sessions", [ARCHIVE]: "Deletes old raw data" };
 const JOB_OF_ALERT = {
-  aggregation_behind: AGGREGATE, cleanup_missing: CLEANUP, retention_backlog: ARCHIVE, database_size: ARCHIVE,
+  aggregation_behind: AGGREGATE, cleanup_missing: CLEANUP,
+  retention_backlog: ARCHIVE, proof_failed: ARCHIVE, database_size: ARCHIVE,
 };
 const DAY = 86400e3;
 const WAIT = "…";
