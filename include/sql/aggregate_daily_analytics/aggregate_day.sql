@@ -4,14 +4,29 @@
 -- A day that is not over in its website's time zone is left for a later run. A final row stays as it is, and a row
 -- counted from a newer snapshot wins. Where raw events have vanished that were counted and not soft-deleted, somebody
 -- else deleted them: the row becomes final instead of counting what is left.
-WITH website_day AS MATERIALIZED (
+WITH website AS (
+    SELECT
+        website.website_id,
+        website.timezone
+    FROM analytics_websites(%(timezone)s) AS website
+    UNION
+    -- Those that have no raw events left, but a row that is not final.
+    SELECT
+        stats.website_id,
+        coalesce(policy.timezone, %(timezone)s) AS timezone
+    FROM analytics_daily_stats AS stats
+    LEFT JOIN analytics_website_policy AS policy ON stats.website_id = policy.website_id
+    WHERE stats.date = any(%(days)s::date[]) AND stats.raw_purged_at IS NULL
+),
+
+website_day AS MATERIALIZED (
     SELECT
         website.website_id,
         website.timezone,
         day.date,
         analytics_website_day_start(website.website_id, day.date, website.timezone) AS starts_at,
         analytics_website_day_start(website.website_id, day.date + 1, website.timezone) AS ends_at
-    FROM analytics_websites(%(timezone)s) AS website
+    FROM website
     CROSS JOIN unnest(%(days)s::date[]) AS day (date)
 ),
 

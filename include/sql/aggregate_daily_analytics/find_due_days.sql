@@ -41,10 +41,25 @@ due AS (
         AND (stats.starts_at, stats.ends_at) <> (event_day.starts_at, event_day.ends_at)
     UNION
     -- All events of the day are gone, or are another day's since the time zone was changed.
-    SELECT stats.date
-    FROM analytics_daily_stats AS stats
-    LEFT JOIN event_day ON stats.website_id = event_day.website_id AND stats.date = event_day.date
-    WHERE stats.raw_purged_at IS NULL AND stats.total_events > 0 AND event_day.date IS NULL
+    SELECT row_without_events.date
+    FROM (
+        SELECT
+            stats.*,
+            analytics_website_day_start(stats.website_id, stats.date, website.timezone) AS day_starts_at,
+            analytics_website_day_start(stats.website_id, stats.date + 1, website.timezone) AS day_ends_at
+        FROM analytics_daily_stats AS stats
+        LEFT JOIN event_day ON stats.website_id = event_day.website_id AND stats.date = event_day.date
+        LEFT JOIN analytics_website_policy AS policy ON stats.website_id = policy.website_id
+        CROSS JOIN LATERAL (SELECT coalesce(policy.timezone, %(timezone)s) AS timezone) AS website
+        WHERE stats.raw_purged_at IS NULL AND event_day.date IS NULL
+    ) AS row_without_events
+    WHERE
+        row_without_events.day_ends_at <= now()
+        AND (
+            row_without_events.total_events > 0
+            OR (row_without_events.starts_at, row_without_events.ends_at)
+            <> (row_without_events.day_starts_at, row_without_events.day_ends_at)
+        )
 )
 
 SELECT due.date::text AS day

@@ -1,14 +1,21 @@
 -- Days: which there are, and which instants they cover. A day is a half-open interval [starts_at, ends_at).
 
--- The first instant of a calendar day in a time zone. Where the clocks go back to midnight (Azores, Havana), midnight
--- comes twice: PostgreSQL takes the second one, and the day begins with the first.
+-- The first instant of a calendar day in a time zone. Where the clocks go back to midnight or before it, midnight comes
+-- twice: PostgreSQL takes the second one, and the day begins with the first. They have gone back by half an hour
+-- (Lord Howe), one (Azores, Havana), two (Chita in 2014) and three (Casey in 2010).
 CREATE OR REPLACE FUNCTION analytics_day_start(day date, timezone text) RETURNS timestamptz
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT
         (day::timestamp AT TIME ZONE timezone)
-        - CASE
-            WHEN ((day::timestamp AT TIME ZONE timezone - INTERVAL '1 hour') AT TIME ZONE timezone)::date = day
+        - CASE day
+            WHEN ((day::timestamp AT TIME ZONE timezone - INTERVAL '3 hours') AT TIME ZONE timezone)::date
+                THEN INTERVAL '3 hours'
+            WHEN ((day::timestamp AT TIME ZONE timezone - INTERVAL '2 hours') AT TIME ZONE timezone)::date
+                THEN INTERVAL '2 hours'
+            WHEN ((day::timestamp AT TIME ZONE timezone - INTERVAL '1 hour') AT TIME ZONE timezone)::date
                 THEN INTERVAL '1 hour'
+            WHEN ((day::timestamp AT TIME ZONE timezone - INTERVAL '30 minutes') AT TIME ZONE timezone)::date
+                THEN INTERVAL '30 minutes'
             ELSE INTERVAL '0'
         END
 $$;
@@ -129,6 +136,7 @@ DECLARE
     has_moved boolean;
     live_event timestamptz;
     deleted_event timestamptz;
+    instant timestamptz;
 BEGIN
     FOR website_id, timezone, has_moved IN SELECT * FROM analytics_websites(default_timezone, only_website) LOOP
         -- Older than any event; from -infinity on there would be dates that no calendar has.
@@ -154,13 +162,14 @@ BEGIN
                 );
             END IF;
             EXIT WHEN live_event IS NULL AND deleted_event IS NULL;
-            date := (least(live_event, deleted_event) AT TIME ZONE timezone)::date;
-            IF has_moved THEN
+            instant := least(live_event, deleted_event);
+            date := (instant AT TIME ZONE timezone)::date;
+            starts_at := analytics_day_start(date, timezone);
+            ends_at := analytics_day_start(date + 1, timezone);
+            -- Where the clocks go back from just after midnight (St. John's until 2011), the date before comes again.
+            IF has_moved OR instant < starts_at OR instant >= ends_at THEN
                 SELECT day.* INTO date, starts_at, ends_at
-                FROM analytics_website_day(website_id, least(live_event, deleted_event), timezone) AS day;
-            ELSE
-                starts_at := analytics_day_start(date, timezone);
-                ends_at := analytics_day_start(date + 1, timezone);
+                FROM analytics_website_day(website_id, instant, timezone) AS day;
             END IF;
             RETURN NEXT;
         END LOOP;
