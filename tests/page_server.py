@@ -21,6 +21,8 @@ PASSWORD = "secret"
 class Page:
     """The page as a user asks for it. Its connection is kept in Airflow, as `Admin > Connections` does."""
 
+    password = PASSWORD
+
     def __init__(self, airflow: Airflow, tokens: dict[str, str]) -> None:
         self.airflow = airflow
         self.tokens = tokens

@@ -135,17 +135,17 @@ const line = (label, data, name, more) => ({
 // --- Data
 
 async function read(group, parameters = {}) {
-  const response = await fetch(`data/${group}?${new URLSearchParams(parameters)}`);
-  const answer = await response.json().catch(() => ({}));
-  const problem = [401, 403].includes(response.status)
+  const response = await fetch(`data/${group}?${new URLSearchParams(parameters)}`).catch(() => null);
+  const answer = await response?.json().catch(() => null);
+  if (response?.ok && answer) return answer;
+  const problem = [401, 403].includes(response?.status)
     ? "Your login has ended, or may not see the runs of the analytics jobs: log in to Airflow again, and reload this page."
-    : answer.problem ?? (response.ok ? null : "The api-server could not answer: its log has the reason.");
-  if (!problem) return answer;
+    : answer?.problem ?? "Airflow does not answer: look at the log of its api-server, and reload this page.";
   $("problem").textContent = problem;
   $("problem").hidden = false;
   $("verdict").textContent = "";
   document.querySelector("main").hidden = true;
-  throw new Error(problem);
+  return new Promise(() => {}); // nothing else is shown
 }
 
 // --- Alerts and jobs
@@ -231,13 +231,14 @@ function drawDurations(job, runs) {
 
 // --- Traffic
 
-const shown = { website: "", days: [], websites: [], sessions: [], visitors: null };
+const shown = { website: "", days: [], websites: [], sessions: [], visitors: null, chosen: null };
 
 async function traffic() {
   if (!$("range").reportValidity()) return;
   const range = { from_day: $("from").value, to_day: $("to").value };
   const website = shown.website ? { website: shown.website } : {};
   const asked = shown.asked = {};
+  let day = null;
   shown.visitors = null;
   // First what is aggregated, at once; then also the days that are counted now, which may take a while.
   for (const live of [false, true]) {
@@ -247,7 +248,8 @@ async function traffic() {
     if (answer.traffic.rows) showTraffic(answer.traffic.rows, range, live);
     const { problem } = answer.traffic;
     if (problem) $("traffic-note").textContent = `${live ? "Without the days that are not aggregated yet. " : ""}${problem}`;
-    if (!live) showDay(answer.traffic.rows?.findLast((row) => row.date)?.date ?? iso(new Date(Date.now() - DAY)));
+    const newest = answer.traffic.rows?.findLast((row) => row.date)?.date;
+    if (!day && (newest || live)) showDay(day = shown.chosen ?? newest ?? range.to_day);
   }
   const { visitors } = await read("visitors", range);
   if (asked !== shown.asked) return;
@@ -279,11 +281,11 @@ function showTraffic(rows, range, live) {
     options: {
       scales: {},
       plugins: { legend: { align: "end", reverse: true, labels: { usePointStyle: true, generateLabels: legend } } },
-      onClick: (event, [bar]) => bar && showDay(days[bar.index].date),
+      onClick: (event, [bar]) => bar && chooseDay(days[bar.index].date),
     },
   }));
   $("traffic-table").replaceChildren(table(["Day", "Pageviews", "Sessions", "Visitors"], days.toReversed().map((day) => [
-    el("button", { type: "button", className: "plain", onclick: () => showDay(day.date) }, long(day.date)), day.pageviews, day.sessions, day.visitors,
+    el("button", { type: "button", className: "plain", onclick: () => chooseDay(day.date) }, long(day.date)), day.pageviews, day.sessions, day.visitors,
   ])));
 }
 
@@ -309,6 +311,11 @@ function showWebsites() {
       choose(website), pageviews, sessions, visitors(website) ?? WAIT, website ? open.get(website) ?? 0 : sum(shown.sessions, "sessions")]),
     { chosen: list.findIndex((row) => row.website_id === shown.website) }));
   if (focused) $("websites").querySelector("[aria-pressed=true]")?.focus();
+}
+
+function chooseDay(day) {
+  shown.chosen = day;
+  showDay(day);
 }
 
 async function showDay(day) {
@@ -343,7 +350,7 @@ function panel(id, title, reading, show) {
     if (!content.table) return;
     numbers.replaceChildren(table(...content.table));
     chart(canvas, `${title}: ${number.textContent}; the numbers are in the table below`, content.chart);
-  }).catch(console.error);
+  });
 }
 
 function rawEvents(rows) {
@@ -414,14 +421,14 @@ addEventListener("DOMContentLoaded", () => {
   choose();
   $("preset").onchange = () => { if ($("preset").value) { choose(); traffic(); } };
   for (const id of ["from", "to"]) $(id).onchange = () => { $("preset").value = ""; $("to").min = $("from").value; traffic(); };
-  $("day").onchange = () => { if ($("day").value) showDay($("day").value); };
+  $("day").onchange = () => { if ($("day").value) chooseDay($("day").value); };
   $("reload").onclick = () => location.reload();
-  $("library").onload = theme;
-  $("library").onerror = () => { $("traffic-note").before(el("p", { className: "note" }, "The charts need the Python package chartkick on the api-server. The numbers are in the tables.")); };
-  status().catch(console.error);
-  traffic().catch(console.error);
-  const storage = read("storage");
-  panel("raw_events", "Raw events by age", read("raw"), rawEvents);
+  const missing = () => $("verdict").after(el("p", { className: "note" }, "The charts need the Python package chartkick on the api-server. The numbers are in the tables."));
+  document.head.append(el("script", { src: $("library").href, onload: theme, onerror: missing }));
+  traffic();
+  const jobs = status(); // what follows can wait for it
+  const storage = jobs.then(() => read("storage"));
+  panel("raw_events", "Raw events by age", jobs.then(() => read("raw")), rawEvents);
   panel("database_size", "Database size", storage, databaseSize);
   panel("deleted_rows", "Rows deleted per week", storage, deletedRows);
 });
