@@ -37,8 +37,8 @@ counted AS MATERIALIZED (
         stats.raw_purged_at IS NOT NULL AS is_final,
         stats.raw_purged_at IS NULL
         AND (stats.starts_at, stats.ends_at) = (website_day.starts_at, website_day.ends_at)
-        AND stats.total_events + stats.deleted_events
-        > day_total.total_events + day_total.deleted_events AS has_vanished
+        AND stats.total_events - day_total.total_events
+        > greatest(day_total.deleted_events - stats.deleted_events, 0) AS has_vanished
     FROM website_day
     CROSS JOIN
         LATERAL analytics_count_day(website_day.website_id, website_day.starts_at, website_day.ends_at) AS day_total
