@@ -1,9 +1,9 @@
 -- Aggregates days into analytics_daily_stats: one row per website and day that has events, all or none.
 -- Params: days (date[]), timezone (IANA name, where a website has none of its own).
 -- Result: one row per website and day counted: website_id, total_events, remark (text).
--- A day that is not over in its website's time zone is left for a later run. A final row stays as it is, and a row
--- counted from a newer snapshot wins. Where raw events have vanished that were counted and not soft-deleted, somebody
--- else deleted them: the row becomes final instead of counting what is left.
+-- A day that is not over in its website's time zone and has no row is left for a later run. A final row stays as it is,
+-- and a row counted from a newer snapshot wins. Where raw events have vanished that were counted and not soft-deleted,
+-- somebody else deleted them: the row becomes final instead of counting what is left.
 WITH website AS (
     SELECT
         website.website_id,
@@ -45,9 +45,9 @@ counted AS MATERIALIZED (
     LEFT JOIN analytics_daily_stats AS stats
         ON website_day.website_id = stats.website_id AND website_day.date = stats.date
     WHERE
-        website_day.ends_at <= now()
         -- A day without events has no row, but one whose events were all soft-deleted keeps it.
-        AND (day_total.total_events > 0 OR stats.raw_purged_at IS NULL AND stats.total_events IS NOT NULL)
+        website_day.ends_at <= now() AND day_total.total_events > 0
+        OR stats.raw_purged_at IS NULL AND stats.website_id IS NOT NULL
 ),
 
 written AS (

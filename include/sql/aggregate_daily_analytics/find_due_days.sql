@@ -1,5 +1,6 @@
 -- Finds days that are over and whose daily stats are missing or no longer right: events came late or were soft-deleted
--- since, or the website's time zone was changed. Days whose row is final are not due.
+-- since, or the website's time zone was changed. Days whose row is final are not due. A day that has a row is looked at
+-- also while it is not over in its website's new time zone, so that its row does not overlap another one until then.
 -- Params: timezone (IANA name, where a website has none of its own).
 -- Result: one row per day, oldest first: day (text).
 -- What was counted is compared with what is there, not when it was stored: a writer that had not committed when the day
@@ -7,7 +8,12 @@
 WITH event_day AS MATERIALIZED (
     SELECT day.*
     FROM analytics_event_days(%(timezone)s, now()) AS day
-    WHERE day.ends_at <= now()
+    WHERE
+        day.ends_at <= now()
+        OR EXISTS (
+            SELECT FROM analytics_daily_stats AS stats
+            WHERE stats.website_id = day.website_id AND stats.date = day.date AND stats.raw_purged_at IS NULL
+        )
 ),
 
 due AS (
@@ -54,12 +60,9 @@ due AS (
         WHERE stats.raw_purged_at IS NULL AND event_day.date IS NULL
     ) AS row_without_events
     WHERE
-        row_without_events.day_ends_at <= now()
-        AND (
-            row_without_events.total_events > 0
-            OR (row_without_events.starts_at, row_without_events.ends_at)
-            <> (row_without_events.day_starts_at, row_without_events.day_ends_at)
-        )
+        row_without_events.total_events > 0
+        OR (row_without_events.starts_at, row_without_events.ends_at)
+        <> (row_without_events.day_starts_at, row_without_events.day_ends_at)
 )
 
 SELECT due.date::text AS day
