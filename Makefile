@@ -6,7 +6,7 @@ READY = $(VENV)/ready
 SOURCES = dags plugins include tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint schema lock clean
+.PHONY: help demo test bench lint schema lock clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z]*\):.*  ## /\1  /p' $(MAKEFILE_LIST) | awk '{c=$$1; $$1=""; printf "make %-8s%s\n", c, $$0}'
@@ -26,6 +26,9 @@ demo: $(READY)  ## Run the three jobs in a real Airflow on sample traffic (KEEP=
 
 test: $(READY)  ## Run the tests
 	@$(BIN)/python -m pytest
+
+bench: $(READY)  ## Measure the jobs on an own PostgreSQL, some 15 minutes (ONLY=name: one benchmark)
+	@PYTHONPATH=dags:include/demo:tests $(BIN)/python -m benchmarks $(ONLY)
 
 lint: $(READY)  ## Check the Python and SQL files, changing nothing
 	@$(BIN)/ruff check $(SOURCES)

@@ -1,0 +1,242 @@
+"""What the benchmarks share: databases full of made-up traffic, turns, and a way to report.
+
+Milliseconds depend on the machine; ratios of things that were measured side by side, in turns, depend on it little.
+"""
+
+import contextlib
+import io
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+import postgres
+from conftest import LOGIN, ROOT, SQL
+
+ROUNDS = 5
+
+Connection = psycopg.Connection[dict[str, Any]]
+Samples = Mapping[str, list[float]]
+"""What was measured, by variant, in the order of the rounds."""
+
+# Durable, as in production: fsync stays on. Visibility and statistics are brought up to date by hand after loading, so
+# that no autovacuum falls into one measurement and not into the next. Two cores: no parallel plans.
+SERVER_OPTIONS = (
+    "-c shared_buffers=1GB -c max_wal_size=8GB -c checkpoint_timeout=1h -c autovacuum=off -c random_page_cost=1.1"
+    " -c max_parallel_workers_per_gather=0 -c maintenance_work_mem=256MB"
+    # A wait for a lock of more than a millisecond goes to the log, with its holder and its length.
+    " -c log_lock_waits=on -c deadlock_timeout=1ms -c 'log_line_prefix=%a|'"
+)
+
+LOAD = """
+WITH session AS MATERIALIZED (
+    SELECT
+        n + %(salt)s AS number,
+        -- One website has 60 percent, the others ever less. Most visitors come once.
+        CASE WHEN random() < 0.6 THEN 1 ELSE 1 + floor(50 ^ random()) END AS website,
+        CASE WHEN random() < 0.4 THEN floor(random() * %(events)s / 20) ELSE n + %(salt)s + 1e9 END AS visitor,
+        %(start)s::timestamptz + random() * (%(days)s * INTERVAL '1 day' - INTERVAL '10 minutes') AS started_at
+    FROM generate_series(1, %(events)s / 5) AS n
+),
+
+event AS (
+    SELECT
+        session.*,
+        session.started_at + step * random() * INTERVAL '100 seconds' AS moment,
+        random() AS kind
+    FROM session
+    CROSS JOIN generate_series(0, 4) AS step
+)
+
+INSERT INTO analytics_event (
+    id, website_id, event_type, event_name, pathname, referrer, referrer_source, visitor_id, session_id, user_agent,
+    browser, os, device_type, country, timestamp, created_at, updated_at, deleted_at
+)
+SELECT
+    'anevt_' || to_hex((extract(epoch FROM moment) * 1000)::bigint) || left(md5(random()::text), 15),
+    'website ' || lpad(website::text, 2, '0'),
+    CASE WHEN kind < 0.25 THEN 'custom_event' ELSE 'pageview' END,
+    CASE WHEN kind < 0.25 THEN 'add_to_cart' END,
+    '/products/item-' || floor(2000 ^ random()),
+    CASE WHEN kind > 0.8 THEN 'https://www.source.example/' END,
+    CASE WHEN kind > 0.8 THEN 'source-' || floor(40 ^ random()) || '.example' END,
+    md5('visitor ' || visitor),
+    'sess_' || md5('session ' || number),
+    'Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36',
+    'Chrome', 'Windows', 'desktop', 'DE', moment, moment, moment, CASE WHEN random() < 0.002 THEN moment END
+FROM event
+ORDER BY moment  -- the order of arrival
+"""
+
+
+@dataclass
+class Database:
+    """One analytics database."""
+
+    server: postgres.Server
+    name: str
+    loaded: int = 0
+
+    def connect(self, user: str = LOGIN, **settings: str) -> Connection:
+        """Connect with the settings of the jobs' tasks, as their role."""
+        from web_analytics.postgres import SESSION_SETTINGS
+
+        settings = SESSION_SETTINGS | {"application_name": "job", "search_path": "analytics,public"} | settings
+        connection = psycopg.connect(self.server.dsn(self.name, user), autocommit=True, row_factory=dict_row)
+        for name, value in settings.items():
+            connection.execute("SELECT set_config(%s, %s, false)", [name, value])
+        return connection
+
+    def owner(self) -> Connection:
+        """Connect as the owner of the tables."""
+        return self.connect("postgres", statement_timeout="0", lock_timeout="0", work_mem="512MB")
+
+    def load(self, events: int, days_ago: int, days: int = 1) -> None:
+        """Store made-up events of `days` days, the first of which is so many days ago, in 50 websites."""
+        with self.owner() as connection:
+            connection.execute("SELECT setseed(0.5)")
+            values = {"events": events, "days": days, "salt": self.loaded, "start": day(days_ago)}
+            connection.execute(LOAD.encode(), values)
+        self.loaded += events
+
+    @contextlib.contextmanager
+    def bulk(self) -> Iterator[None]:
+        """Load a lot: indexes are built afterwards, and everything is vacuumed."""
+        with self.owner() as connection:
+            indexes = connection.execute(
+                "SELECT indexrelid::regclass::text AS name, pg_get_indexdef(indexrelid) AS definition FROM pg_index"
+                " WHERE indrelid IN ('analytics_event'::regclass, 'analytics_session'::regclass) AND NOT indisunique"
+            ).fetchall()
+            for index in indexes:
+                connection.execute(f"DROP INDEX {index['name']}".encode())
+            yield
+            for index in indexes:
+                connection.execute(index["definition"].encode())
+            connection.execute("VACUUM (ANALYZE)")
+            connection.execute("CHECKPOINT")
+
+    def aggregate(self, first_days_ago: int, last_days_ago: int = 1) -> None:
+        """Aggregate days, as the job does."""
+        days = [day(ago)[:10] for ago in range(first_days_ago, last_days_ago - 1, -1)]
+        with self.connect(work_mem="256MB") as connection:
+            run(connection, "aggregate_daily_analytics/aggregate_day.sql", days=days, timezone="UTC")
+
+
+STARTED = time.time()
+
+
+def day(days_ago: int) -> str:
+    """The start of a day, in UTC. Days are counted from the one on which the benchmarks were started."""
+    return time.strftime("%Y-%m-%dT00:00:00Z", time.gmtime(STARTED - days_ago * 86400))
+
+
+def policy(days_kept: int) -> dict[str, Any]:
+    """The parameters of a retention run that keeps so many days."""
+    return {"moment": day(0), "retention_days": days_kept, "timezone": "UTC"}
+
+
+def execute(connection: Connection, query: str, parameters: Mapping[str, Any] | None = None) -> Any:
+    """The result of a query: its rows, or how many it affected."""
+    cursor = connection.execute(query.encode(), parameters)
+    return cursor.fetchall() if cursor.description else cursor.rowcount
+
+
+def run(connection: Connection, file: str, **parameters: Any) -> Any:
+    """The result of a file below include/sql."""
+    return execute(connection, (SQL / file).read_text(), parameters)
+
+
+def seconds(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> float:
+    """How long a call takes."""
+    began = time.perf_counter()
+    function(*arguments, **keywords)
+    return time.perf_counter() - began
+
+
+def in_turns(variants: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) -> Samples:
+    """Measure each variant once per round, in an order that rotates."""
+    names = list(variants)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            samples[name].append(variants[name]())
+    return samples
+
+
+@dataclass
+class Bench:
+    """What a benchmark is given: a server, and a way to report."""
+
+    state: Path
+    server: postgres.Server
+    exceeded: list[str] = field(default_factory=list)
+
+    def database(self, name: str, template: str = "empty_analytics") -> Database:
+        """A new database, empty or a copy of another one; one of that name is dropped."""
+        with psycopg.connect(self.server.dsn(), autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY".encode())
+        return Database(self.server, name)
+
+    def install(self) -> None:
+        """Make the empty database and the jobs' role."""
+        from web_analytics import schema
+
+        with psycopg.connect(self.server.dsn(), autocommit=True) as connection:
+            connection.execute("CREATE DATABASE empty_analytics")
+        with psycopg.connect(self.server.dsn("empty_analytics")) as connection:
+            connection.execute((ROOT / "include" / "demo" / "application.sql").read_bytes())
+        with contextlib.redirect_stdout(io.StringIO()):
+            schema.install(self.server.dsn("empty_analytics"), "analytics,public")
+        with psycopg.connect(self.server.dsn(), autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE {LOGIN} LOGIN IN ROLE analytics_jobs".encode())
+
+    def version(self) -> str:
+        """The server's version."""
+        with psycopg.connect(self.server.dsn()) as connection:
+            [version] = connection.execute("SHOW server_version").fetchone() or [""]
+            return str(version)
+
+    def say(self, text: str = "") -> None:
+        """Print a line now."""
+        print(text, flush=True)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """Print a table; its first column is text, the others numbers."""
+        widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
+        self.say(f"\n  {title}")
+        for row in [columns, *rows]:
+            cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+            self.say("  ".join(["   ", row[0].ljust(widths[0]), *cells]))
+
+    def compare(self, title: str, samples: Samples, *bases: str, rows: int | None = None) -> dict[str, float]:
+        """Print medians as milliseconds and as multiples of the bases' medians; return the medians in seconds."""
+        medians = {name: statistics.median(values) for name, values in samples.items()}
+        self.table(
+            f"{title} ({len(next(iter(samples.values())))} rounds)",
+            ["", "median ms", "min", "max", *(["rows/s"] if rows else []), *(f"x {base}" for base in bases)],
+            [
+                [
+                    name,
+                    *(f"{value * 1000:,.1f}" for value in (medians[name], min(values), max(values))),
+                    *([f"{rows / medians[name]:,.0f}"] if rows else []),
+                    *(f"{medians[name] / medians[base]:.2f}" for base in bases),
+                ]
+                for name, values in samples.items()
+            ],
+        )
+        return medians
+
+    def limit(self, what: str, value: float, at_most: float | None = None, at_least: float | None = None) -> None:
+        """Print a ratio beside its limit, which leaves room for noise; one that is exceeded fails the run."""
+        good = value <= at_most if at_most is not None else at_least is not None and value >= at_least
+        bound = f"at most {at_most}" if at_most is not None else f"at least {at_least}"
+        self.say(f"    {'ok  ' if good else 'OVER'}  {what}: {value:.2f} ({bound})")
+        if not good:
+            self.exceeded.append(f"{what}: {value:.2f} ({bound})")
