@@ -51,6 +51,7 @@ WITH needed_column (table_name, column_name, type_name, privileges) AS (
     ('analytics_purge_proof', 'total_events', 'bigint', 'SELECT,INSERT,UPDATE'),
     ('analytics_purge_proof', 'events_hash', 'bigint', 'SELECT,INSERT,UPDATE'),
     ('analytics_purge_proof', 'snapshot', 'pg_snapshot', 'SELECT,INSERT,UPDATE'),
+    ('analytics_proven_days', 'days', 'tstzmultirange', 'SELECT'),
     ('analytics_job_run', 'run_id', 'text', 'SELECT,INSERT,UPDATE'),
     ('analytics_alert', 'condition', 'text', 'SELECT,INSERT,UPDATE')
 ),
