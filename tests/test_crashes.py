@@ -1,0 +1,367 @@
+"""The crash law: kill the task, the worker or PostgreSQL at any moment, and after Airflow's retries the tables equal
+those of an undisturbed run."""
+
+import select
+import shutil
+import socket
+import socketserver
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil  # type: ignore[import-untyped]
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+import postgres
+from conftest import BACKGROUND, LOGIN, ROOT, Database
+from crash_runs import AGGREGATE, ARCHIVE, BATCH_SIZE, CLEANUP, JOBS, TABLES, Tables, run_jobs, seed, tables
+from local_airflow import Airflow, terminate
+from web_analytics import schema
+from web_analytics.job import JOB
+from web_analytics.postgres import SESSION_SETTINGS
+from web_analytics.retention import POOL
+from web_analytics.settings import settings
+
+pytestmark = pytest.mark.usefixtures("airflow_metadata", "small_batches")
+
+T = TypeVar("T")
+Connection = psycopg.Connection[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def small_batches() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "batch_size", BATCH_SIZE)
+        patch.setitem(JOB["default_args"], "retry_exponential_backoff", 0)  # of no delay it would make a second
+        yield
+
+
+@pytest.fixture(scope="module")
+def template(template: str, server: postgres.Server) -> str:
+    """The database that each test has a copy of."""
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE template_crashes TEMPLATE {template}".encode())
+    database = Database(server.dsn("template_crashes"))
+    seed(database)
+    database.close_connections()
+    return "template_crashes"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(template: str, server: postgres.Server, airflow_metadata: None, small_batches: None) -> list[Tables]:
+    """The tables after each job when nothing goes wrong."""
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE undisturbed TEMPLATE {template}".encode())
+    database = Database(server.dsn("undisturbed"))
+    with pytest.MonkeyPatch.context() as patch:
+        lead_to(patch, server.port, "undisturbed")
+        after, tries = run_jobs(database)
+    database.close_connections()
+    assert {number for tried in tries.values() for number in tried} == {1}
+    mapped = ("aggregate_day", "delete_event_batch", "delete_session_batch")
+    assert [len(tries[task]) for task in mapped] == [4, 4, 2]
+    return after
+
+
+def lead_to(patch: pytest.MonkeyPatch, port: int, database: str) -> None:
+    """Make Airflow's connection lead to a database."""
+    uri = f"postgres://{LOGIN}@127.0.0.1:{port}/{database}?options=-c%20search_path%3Danalytics,public"
+    patch.setenv("AIRFLOW_CONN_ANALYTICS_DB", uri)
+
+
+def before_each_attempt(patch: pytest.MonkeyPatch, prepare: Callable[[Any], None]) -> None:
+    """Call something with the task instance whenever Airflow is about to execute a task."""
+    patch.setitem(JOB["default_args"], "on_execute_callback", lambda context: prepare(context["ti"]))
+
+
+class Relay(socketserver.BaseRequestHandler):
+    """A connection through the proxy."""
+
+    server: "Proxy"
+
+    def handle(self) -> None:
+        commits = 0
+        with socket.create_connection(("127.0.0.1", self.server.database_port)) as database, suppress(ConnectionError):
+            other = {self.request: database, database: self.request}
+            while True:
+                for source in select.select(list(other), [], [])[0]:
+                    data = source.recv(65536)
+                    commits += source is self.request and b"COMMIT\0" in data
+                    if commits == 2 and self.server.attempt == 1:  # the first commit is that of the session settings
+                        database.shutdown(socket.SHUT_WR)
+                        database.recv(65536)  # its end: it has rolled back
+                        return
+                    if commits == 2 and self.server.attempt == 2:
+                        database.sendall(data)
+                        database.recv(65536)  # its answer: it has committed
+                        return
+                    if not data:
+                        return
+                    other[source].sendall(data)
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """Leads to the database, and breaks the connection of a task in the commit of its statement.
+
+    At the first attempt before the server gets the commit, at the second before the task gets the server's answer.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, database_port: int) -> None:
+        super().__init__(("127.0.0.1", 0), Relay)
+        self.database_port = database_port
+        self.attempt = 0
+
+    def prepare(self, ti: Any) -> None:
+        self.attempt = ti.try_number
+
+
+def test_connection_lost_in_a_commit(
+    database: Database, server: postgres.Server, undisturbed: list[Tables], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Proxy(server.port) as proxy:
+        BACKGROUND.submit(proxy.serve_forever)
+        try:
+            lead_to(monkeypatch, int(proxy.server_address[1]), database.connection.info.dbname)
+            before_each_attempt(monkeypatch, proxy.prepare)
+            after, tries = run_jobs(database)
+        finally:
+            proxy.shutdown()
+    assert after == undisturbed
+    without_sql = {"plan_days", "report_result", "summarize_run", "send_alerts"}
+    assert {task for task, tried in tries.items() if set(tried) != {3}} == without_sql
+
+
+STATEMENTS = {
+    "prove_days": "analytics_purge_proof INSERT",
+    "prove_again": "analytics_purge_proof INSERT",
+    "aggregate_day": "analytics_daily_stats INSERT",
+    "delete_event_batch": "analytics_event DELETE",
+    "delete_session_batch": "analytics_session DELETE",
+    "close_idle_sessions": "analytics_session UPDATE",
+    "end_returned_sessions": "analytics_session UPDATE",
+}
+"""What the tasks that write do."""
+
+
+def add_triggers(database: Database) -> None:
+    """Let the server call on_write() at the end of each statement that writes, before it is committed."""
+    on_write(database, "AS 'BEGIN RETURN NULL; END'")
+    for statement in set(STATEMENTS.values()):
+        table, action = statement.split()
+        database.connection.execute(
+            f"CREATE TRIGGER on_{action} AFTER {action} ON {table} EXECUTE FUNCTION on_write()".encode()
+        )
+
+
+def on_write(database: Database, body: str) -> None:
+    database.connection.execute(
+        f"CREATE OR REPLACE FUNCTION on_write() RETURNS trigger LANGUAGE plpgsql {body}".encode()
+    )
+
+
+def test_errors_that_pass(database: Database, undisturbed: list[Tables], monkeypatch: pytest.MonkeyPatch) -> None:
+    application = database.connect()
+
+    def prepare(ti: Any) -> None:
+        slots, error = -1, "RETURN NULL"
+        application.execute("ROLLBACK")
+        match ti.try_number if ti.task_id in STATEMENTS else 0:
+            case 1:  # out of connection slots, 53300
+                slots = 0
+            case 2:  # lock timeout, 55P03
+                application.execute("BEGIN")
+                application.execute(f"LOCK TABLE {', '.join(TABLES)} IN ACCESS EXCLUSIVE MODE".encode())
+            case 3:
+                error = "RAISE disk_full"
+            case 4:
+                error = "RAISE deadlock_detected"
+        database.connection.execute(
+            f"ALTER DATABASE {database.connection.info.dbname} CONNECTION LIMIT {slots}".encode()
+        )
+        on_write(database, f"AS 'BEGIN {error}; END'")
+
+    add_triggers(database)
+    monkeypatch.setitem(SESSION_SETTINGS, "lock_timeout", "10ms")
+    before_each_attempt(monkeypatch, prepare)
+    # The last task of all may have no need of what is locked.
+    monkeypatch.setitem(JOB["default_args"], "on_success_callback", lambda _: application.execute("ROLLBACK"))
+    with closing(application):
+        after, tries = run_jobs(database)
+    assert after == undisturbed
+    assert {task for task, tried in tries.items() if set(tried) == {5}} == set(STATEMENTS)
+
+
+def hold_statements(database: Database) -> None:
+    """Let each statement that writes wait, its work done and not committed, while somebody holds it with `hold`."""
+    add_triggers(database)
+    key = "hashtext(TG_TABLE_NAME || '' '' || TG_OP)"
+    body = f"PERFORM pg_advisory_lock_shared({key}), pg_advisory_unlock_shared({key}); RETURN NULL;"
+    on_write(database, f"SET lock_timeout = 0 AS 'BEGIN {body} END'")
+
+
+def hold(connection: Connection, *statements: str) -> None:
+    for statement in statements:
+        connection.execute("SELECT pg_advisory_lock(hashtext(%s))", [statement])
+
+
+def release(connection: Connection, *statements: str) -> None:
+    for statement in statements:
+        connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", [statement])
+
+
+def held(connection: Connection) -> list[dict[str, Any]]:
+    """The statements that wait so: their DAG, the server's process and the port of the task's process."""
+    return connection.execute(
+        "SELECT pid, client_port, substring(application_name FROM 'airflow:(.*?)[.]') AS dag_id"
+        " FROM pg_stat_activity WHERE wait_event = 'advisory'"
+    ).fetchall()
+
+
+def until(condition: Callable[[], T]) -> T:
+    """Wait until the condition is true, and return what it gave."""
+    deadline = time.monotonic() + 180
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "never became true"
+        time.sleep(0.05)
+    return value
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[postgres.Server]:
+    """A server that may crash: with fsync, and synchronous_commit as it is by default."""
+    server = postgres.start(tmp_path)
+    try:
+        yield server
+    finally:
+        server.stop("immediate")
+        shutil.rmtree(server.home)
+
+
+def test_server_crashes(
+    own_server: postgres.Server, undisturbed: list[Tables], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with psycopg.connect(own_server.dsn()) as connection:
+        connection.execute((ROOT / "include" / "demo" / "application.sql").read_bytes())
+    schema.install(own_server.dsn(), "analytics,public")
+    crashed = {"prove_days", "aggregate_day", "delete_event_batch", "delete_session_batch", "close_idle_sessions"}
+    database = Database(own_server.dsn())
+    database.connection.execute(f"CREATE ROLE {LOGIN} LOGIN IN ROLE analytics_jobs".encode())
+    seed(database)
+    hold_statements(database)
+    crashes: list[Future[None]] = []
+    uncrashed = {task: STATEMENTS[task] for task in crashed}
+
+    def crash(holder: Connection) -> None:
+        with closing(holder):
+            until(lambda: held(holder))
+            own_server.restart("immediate")
+
+    def prepare(ti: Any) -> None:
+        if crashes:
+            crashes[-1].result()
+        if statement := uncrashed.pop(ti.task_id, None):
+            holder = database.connect()
+            hold(holder, statement)
+            crashes.append(BACKGROUND.submit(crash, holder))
+
+    lead_to(monkeypatch, own_server.port, "postgres")
+    before_each_attempt(monkeypatch, prepare)
+    after, tries = run_jobs(database)
+    assert after == undisturbed
+    assert {task for task, tried in tries.items() if max(tried) == 2} == crashed
+
+
+@pytest.fixture
+def metadata(server: postgres.Server) -> Iterator[Connection]:
+    """An empty database for a real Airflow."""
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE airflow_of_crashes")
+    with psycopg.connect(server.dsn("airflow_of_crashes"), autocommit=True, row_factory=dict_row) as connection:
+        yield connection
+
+
+@pytest.fixture
+def airflow(tmp_path: Path, server: postgres.Server, metadata: Connection, database: Database) -> Iterator[Airflow]:
+    """A real Airflow, whose connection leads to the test's database."""
+    analytics = {
+        "conn_type": "postgres",
+        "host": "127.0.0.1",
+        "port": server.port,
+        "login": LOGIN,
+        "schema": database.connection.info.dbname,
+        "extra": {"options": "-c search_path=analytics,public"},
+    }
+    with (tmp_path / "lock").open("w") as lock, Airflow(tmp_path, server, analytics, lock.fileno()) as airflow:
+        airflow.environment |= {
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": server.dsn(metadata.info.dbname).replace("://", "+psycopg2://"),
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "1",
+            "ANALYTICS_BATCH_SIZE": str(BATCH_SIZE),
+        }
+        airflow.run("db", "migrate")
+        airflow.finish("db")
+        airflow.start(triggerer=False)
+        airflow.call("POST", "/api/v2/pools", {"name": POOL, "slots": 2})
+        airflow.wait_for_dags(JOBS)
+        yield airflow
+
+
+def task_process(scheduler: int, port: int) -> psutil.Process:
+    """The process below the scheduler that has a connection from this port."""
+    for process in psutil.Process(scheduler).children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            if port in {connection.laddr.port for connection in process.net_connections("tcp")}:
+                return process
+    raise LookupError(f"no process below the scheduler has port {port}")
+
+
+def final_state(airflow: Airflow, dag_id: str, run_id: str) -> str:
+    run = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"
+    return until(lambda: {str(airflow.call("GET", run)["state"])} - {"queued", "running"}).pop()
+
+
+def test_killed_processes(
+    airflow: Airflow, metadata: Connection, database: Database, undisturbed: list[Tables]
+) -> None:
+    connection = database.connection
+    hold_statements(database)
+    scheduler = airflow.processes["scheduler"]
+
+    def age(table: str, column: str, condition: str) -> None:
+        """Let an hour pass for some rows of Airflow's."""
+        update = f"UPDATE {table} SET {column} = {column} - INTERVAL '1 hour' WHERE {condition}"
+        until(lambda: metadata.execute(update.encode()).rowcount)
+
+    try:
+        hold(connection, "analytics_event DELETE", "analytics_session UPDATE")
+        runs = {dag_id: airflow.trigger(dag_id) for dag_id in (ARCHIVE, CLEANUP)}
+        until(lambda: {row["dag_id"] for row in held(connection)} == {ARCHIVE, CLEANUP})
+        for row in held(connection):
+            task = task_process(scheduler.pid, row["client_port"])
+            (task if row["dag_id"] == ARCHIVE else task.parent()).kill()  # the task, or its worker
+        release(connection, "analytics_event DELETE", "analytics_session UPDATE")
+        hold(connection, "analytics_daily_stats INSERT", "analytics_session DELETE")
+        # What Airflow would wait for: the retry of the task, and that the worker is silent for too long.
+        age("task_instance", "end_date", "task_id = 'delete_event_batch' AND state = 'up_for_retry'")
+        age("task_instance", "last_heartbeat_at", "task_id = 'close_idle_sessions' AND state = 'running'")
+        age("task_instance", "end_date", "task_id = 'close_idle_sessions' AND state = 'up_for_retry'")
+
+        runs[AGGREGATE] = airflow.trigger(AGGREGATE)
+        until(lambda: {row["dag_id"] for row in held(connection)} == {ARCHIVE, AGGREGATE})
+        before = {row["pid"] for row in held(connection)}
+        airflow.processes.pop("scheduler").kill()
+        scheduler.wait()
+        age("job", "latest_heartbeat", "job_type = 'SchedulerJob'")
+        airflow.run("scheduler")
+        until(lambda: {row["dag_id"] for row in held(connection) if row["pid"] not in before} == {ARCHIVE, AGGREGATE})
+        release(connection, "analytics_daily_stats INSERT", "analytics_session DELETE")
+        assert [final_state(airflow, dag_id, run_id) for dag_id, run_id in runs.items()] == ["success"] * 3
+    finally:
+        terminate([scheduler.pid])
+    assert tables(database) == undisturbed[-1]
