@@ -6,7 +6,7 @@ READY = $(VENV)/ready
 SOURCES = dags plugins include tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint schema lock clean
+.PHONY: help demo test bench laws lint schema lock clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z]*\):.*  ## /\1  /p' $(MAKEFILE_LIST) | awk '{c=$$1; $$1=""; printf "make %-8s%s\n", c, $$0}'
@@ -29,6 +29,9 @@ test: $(READY)  ## Run the tests
 
 bench: $(READY)  ## Measure the jobs on an own PostgreSQL, some 15 minutes (ONLY=name: one benchmark)
 	@PYTHONPATH=dags:include/demo:tests $(BIN)/python -m benchmarks $(ONLY)
+
+laws: $(READY)  ## Break each law in one line of a copy, and show the test that fails
+	@$(BIN)/python tests/laws.py
 
 lint: $(READY)  ## Check the Python and SQL files, changing nothing
 	@$(BIN)/ruff check $(SOURCES)
