@@ -30,26 +30,24 @@ def job_runs(database: Database) -> None:
             job, 'scheduled__' || to_char(moment AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS+00:00'), moment,
             moment + make_interval(secs => seconds), written, deleted,
             -- What is missing to today's size was less in the past, and grew ever slower since retention began.
-            pg_database_size(current_database()) * (0.55 + 0.45 * sqrt(extract(epoch FROM moment - now()) / 86400
-                / {DAYS_OF_RUNS} + 1)) * (1 + 0.006 * sin(extract(epoch FROM moment) / 345600)),
+            pg_database_size(current_database()) * (0.55 + 0.45 * sqrt(greatest(0, extract(epoch FROM moment - now()) / 86400
+                / {DAYS_OF_RUNS} + 1))) * (1 + 0.006 * sin(extract(epoch FROM moment) / 345600)),
             'success'
         FROM run RETURNING 1
         """
     )
-    recent = (
-        "job = 'cleanup_analytics_sessions' AND started_at > now() - interval '%s hours' AND started_at < now() - %s"
-    )
+    recent = "job = 'cleanup_analytics_sessions' AND now() - started_at BETWEEN interval '{0}' AND interval '{0} 599.999999 sec'"
     database.query(
         f"""
         UPDATE analytics_job_run SET outcome = 'failed', database_bytes = NULL,
             problem = 'close_idle_sessions failed: canceling statement due to lock timeout'
-        WHERE {recent % (3, "interval '2 hours 49 min'")} RETURNING 1
+        WHERE {recent.format("3 hours")} RETURNING 1
         """
     )
     database.query(
         f"""
         UPDATE analytics_job_run SET outcome = 'running', finished_at = NULL, database_bytes = NULL
-        WHERE {recent % (2, "interval '1 hour 49 min'")} RETURNING 1
+        WHERE {recent.format("2 hours")} RETURNING 1
         """
     )
 

@@ -115,7 +115,7 @@ def test_alert_comes_first_and_says_where_to_look(tab: Tab, database: Database) 
     expect(frame.locator("#verdict")).to_contain_text("✗ 1 open alert; the last run of archive_old_analytics failed")
     assert frame.locator("h2:visible").first.inner_text() == "1 open alert"
     item = frame.locator("#alerts li")
-    expect(item).to_contain_text("retention backlog (website shop): Raw events are 12 days past their cutoff.")
+    expect(item).to_contain_text("retention backlog: Raw events are 12 days past their cutoff.")
     expect(item).to_contain_text("Open since 3 hours ago; people were told 3 hours ago")
     with tab.expect_navigation(url="**/dags/archive_old_analytics"):  # here without a frame
         item.get_by_role("link").click()
@@ -212,6 +212,8 @@ def test_missing_database_and_login_are_one_sentence(tab: Tab, page: Page, datab
     page.connect(database)
     frame.get_by_role("button", name="Reload").click()
     expect(frame.locator("#jobs table")).to_be_visible()
+    expect(frame.get_by_text("Loading …")).to_have_count(0)
+    expect(frame.locator("#websites tbody")).not_to_contain_text("…")  # visitors come last
     tab.context.clear_cookies()
     frame.select_option("#preset", "7")
     expect(frame.locator("#problem")).to_contain_text("Your login has ended")

@@ -44,6 +44,8 @@ function el(tag, properties, ...children) {
   return node;
 }
 
+const note = (...text) => el("p", { className: "note" }, ...text);
+
 // Cells are numbers, texts or elements; the first of each row is its heading.
 function table(headers, rows, { caption, chosen } = {}) {
   const align = (index) => rows.some((row) => typeof row[index] === "number" || row[index] === WAIT) ? "number" : "";
@@ -179,15 +181,16 @@ async function status() {
   ].join("; ");
   const good = unknown || paused ? "No alert is open" : "✓ Everything is all right: no open alert, and the last run of each job succeeded";
   $("verdict").className = bad ? "bad" : unknown || paused ? "" : "good";
-  $("verdict").textContent = [bad ? `✗ ${bad[0].toUpperCase()}${bad.slice(1)}` : good, unknown && `no run recorded yet: ${unknown}`, paused && `paused: ${paused}`]
-    .filter(Boolean).join("; ");
+  $("verdict").textContent = [
+    bad ? `✗ ${bad[0].toUpperCase()}${bad.slice(1)}` : good, unknown && `no run recorded yet: ${unknown}`, paused && `paused: ${paused}`,
+  ].filter(Boolean).join("; ");
 }
 
 function alertItem(alert) {
   const job = JOB_OF_ALERT[alert.condition];
   const told = alert.sent_at ? ["; people were told ", when(alert.sent_at)] : ["; nobody was told yet"];
   return el("li", {},
-    el("strong", {}, `⚠ ${alert.condition.replaceAll("_", " ")}${alert.subject ? ` (website ${alert.subject})` : ""}: `), alert.message,
+    el("strong", {}, `⚠ ${alert.condition.replaceAll("_", " ")}: `), alert.message,
     el("small", {}, "Open since ", when(alert.opened_at), ...told, ...(job ? [". See ", link(jobPath(job), job)] : [])));
 }
 
@@ -203,13 +206,15 @@ function jobRow({ job, runs, summary, dag }) {
   };
   return [
     el("span", {}, link(jobPath(job), job), el("small", {}, JOBS[job] ?? "")),
-    last ? el("span", {}, link(runPath(job, last.run_id), signs[last.outcome], when(last.started_at)), last.problem && el("small", { className: "bad" }, last.problem))
+    last
+      ? el("span", {}, link(runPath(job, last.run_id), signs[last.outcome], when(last.started_at)),
+        last.problem && el("small", { className: "bad" }, last.problem))
       : el("span", {}, "Never: ", link(jobPath(job), "unpause or trigger it")),
     summary?.success_at ? link(runPath(job, summary.success_run_id), when(summary.success_at)) : "–",
     next(),
     last ? el("div", { className: "plot" }, el("canvas", { id: `durations-${job}`, role: "img" })) : "–",
     last ? `${took(last.outcome === "running" ? null : last.seconds)}, ${took(summary?.median_seconds)}` : "–",
-    summary ? `${count(summary.failed)} of ${count(summary.ended)}${summary.ended ? ` (${(100 * summary.failed / summary.ended).toFixed(1)} %)` : ""}` : "–",
+    summary?.ended ? `${count(summary.failed)} of ${count(summary.ended)} (${(100 * summary.failed / summary.ended).toFixed(1)} %)` : "–",
   ];
 }
 
@@ -231,7 +236,7 @@ function drawDurations(job, runs) {
 
 // --- Traffic
 
-const shown = { website: "", days: [], websites: [], sessions: [], visitors: null, chosen: null };
+const shown = { website: "", days: [], websites: [], sessions: {}, visitors: null, chosen: null };
 
 async function traffic() {
   if (!$("range").reportValidity()) return;
@@ -244,7 +249,7 @@ async function traffic() {
   for (const live of [false, true]) {
     const answer = await read("traffic", { ...range, ...website, live });
     if (asked !== shown.asked) return; // something else was chosen meanwhile
-    shown.sessions = answer.open_sessions.rows ?? [];
+    shown.sessions = answer.open_sessions;
     if (answer.traffic.rows) showTraffic(answer.traffic.rows, range, live);
     const { problem } = answer.traffic;
     if (problem) $("traffic-note").textContent = `${live ? "Without the days that are not aggregated yet. " : ""}${problem}`;
@@ -253,7 +258,7 @@ async function traffic() {
   }
   const { visitors } = await read("visitors", range);
   if (asked !== shown.asked) return;
-  shown.visitors = new Map((visitors.rows ?? []).map((row) => [row.website_id, row.visitors]));
+  shown.visitors = visitors;
   showWebsites();
 }
 
@@ -266,11 +271,12 @@ function showTraffic(rows, range, live) {
   shown.websites = rows.filter((row) => row.website_id);
   showWebsites();
   $("traffic-title").textContent = shown.website ? `Website ${shown.website}` : "All websites";
-  $("traffic-note").replaceChildren(...(!live ? [] : found.size
-    ? ["Click a day for its top pages and referrers.", [...found.values()].some((day) => day.is_live) ? " Hatched: not over or not aggregated yet, counted just now." : ""]
-    : ["No traffic. If the websites have visitors, look whether the application writes to analytics_event; then run ", link(jobPath(AGGREGATE), AGGREGATE), "."]));
-  // A line down to the day that has only begun would look like a loss.
+  const hatched = [...found.values()].some((day) => day.is_live) ? " Hatched: not over or not aggregated yet, counted just now." : "";
+  $("traffic-note").replaceChildren(...(!live ? [] : found.size ? ["Click a day for its top pages and referrers.", hatched]
+    : ["No traffic. If the websites have visitors, look whether the application writes to analytics_event; then run ",
+      link(jobPath(AGGREGATE), AGGREGATE), "."]));
   $("traffic-shown").hidden = live && !found.size;
+  // A line down to the day that has only begun would look like a loss.
   const column = (name) => days.map((day) => day.date < iso(new Date()) || name === "pageviews" ? day[name] : null);
   chart($("traffic"), `Pageviews, sessions and visitors of ${plural(days.length, "day")}; the numbers are in the table below`, () => ({
     labels: days.map((day) => short(day.date)),
@@ -284,9 +290,9 @@ function showTraffic(rows, range, live) {
       onClick: (event, [bar]) => bar && chooseDay(days[bar.index].date),
     },
   }));
-  $("traffic-table").replaceChildren(table(["Day", "Pageviews", "Sessions", "Visitors"], days.toReversed().map((day) => [
-    el("button", { type: "button", className: "plain", onclick: () => chooseDay(day.date) }, long(day.date)), day.pageviews, day.sessions, day.visitors,
-  ])));
+  const choose = (day) => el("button", { type: "button", className: "plain", onclick: () => chooseDay(day) }, long(day));
+  $("traffic-table").replaceChildren(table(["Day", "Pageviews", "Sessions", "Visitors"],
+    days.toReversed().map((day) => [choose(day.date), day.pageviews, day.sessions, day.visitors])));
 }
 
 function legend(chart) {
@@ -296,10 +302,12 @@ function legend(chart) {
 }
 
 function showWebsites() {
-  const open = new Map(shown.sessions.map((row) => [row.website_id, row.sessions]));
-  $("open-sessions").textContent = `${plural(sum(shown.sessions, "sessions"), "open session")} now, ${count(sum(shown.sessions, "idle"))} of them idle`;
+  const { rows: sessions, problem } = shown.sessions;
+  const open = (website) => sessions && sum(sessions.filter((row) => !website || row.website_id === website), "sessions");
+  $("open-sessions").textContent = problem ?? `${plural(open(""), "open session")} now, ${count(sum(sessions, "idle"))} of them idle`;
   const all = { website_id: "", pageviews: sum(shown.websites, "pageviews"), sessions: sum(shown.websites, "sessions") };
-  const visitors = (website) => website ? shown.visitors?.get(website) : shown.visitors && [...shown.visitors.values()].reduce((total, number) => total + number, 0);
+  const visitors = (website) => !shown.visitors ? WAIT
+    : shown.visitors.rows && sum(shown.visitors.rows.filter((row) => !website || row.website_id === website), "visitors");
   const list = [all, ...shown.websites];
   const choose = (website) => el("button", {
     type: "button", className: "plain", ariaPressed: String(website === shown.website),
@@ -308,7 +316,7 @@ function showWebsites() {
   const focused = $("websites").contains(document.activeElement);
   $("websites").replaceChildren(table(["Website", "Pageviews", "Sessions", "Visitors", "Open now"],
     list.map(({ website_id: website, pageviews, sessions }) => [
-      choose(website), pageviews, sessions, visitors(website) ?? WAIT, website ? open.get(website) ?? 0 : sum(shown.sessions, "sessions")]),
+      choose(website), pageviews, sessions, visitors(website), open(website)]),
     { chosen: list.findIndex((row) => row.website_id === shown.website) }));
   if (focused) $("websites").querySelector("[aria-pressed=true]")?.focus();
 }
@@ -325,12 +333,14 @@ async function showDay(day) {
   const { rows, problem } = (await read("day", { to_day: day, ...website, live })).top_items;
   if ($("day").value !== day) return;
   $("day-title").textContent = `${long(day)}, ${shown.website ? `website ${shown.website}` : "all websites"}`;
+  const ofOne = Boolean(shown.website);
   const list = (kind, name) => {
-    const items = rows.filter((row) => row.kind === kind).map((row) => [row.item, ...(shown.website ? [] : [row.website_id]), row.pageviews]);
-    const headers = [name, ...(shown.website ? [] : ["Website"]), "Pageviews"];
-    return items.length ? table(headers, items, { caption: `Top ${name.toLowerCase()}s` }) : el("p", { className: "note" }, `No ${name.toLowerCase()} is known of this day.`);
+    const items = rows.filter((row) => row.kind === kind);
+    if (!items.length) return note(`No ${kind} is known of this day.`);
+    return table([name, ...(ofOne ? [] : ["Website"]), "Pageviews"],
+      items.map((row) => [row.item, ...(ofOne ? [] : [row.website_id]), row.pageviews]), { caption: `Top ${kind}s` });
   };
-  $("items").replaceChildren(...(rows ? [list("page", "Page"), list("referrer", "Referrer")] : [el("p", { className: "note" }, problem)]));
+  $("items").replaceChildren(...(rows ? [list("page", "Page"), list("referrer", "Referrer")] : [note(problem)]));
 }
 
 // --- What the database holds
@@ -338,14 +348,14 @@ async function showDay(day) {
 // A panel with a number, a note, a chart and its table; `show` gives them for the rows of a query.
 function panel(id, title, reading, show) {
   const canvas = el("canvas", { id, role: "img" });
-  const note = el("p", { className: "note" }, "Loading …"), number = el("p", { className: "big" }), numbers = el("div", { className: "scroll" });
+  const text = note("Loading …"), number = el("p", { className: "big" }), numbers = el("div", { className: "scroll" });
   const plot = el("div", { className: "plot" }, canvas), details = el("details", {}, el("summary", {}, "Numbers"), numbers);
-  $("panels").append(el("section", {}, el("h2", {}, title), number, plot, note, details));
+  $("panels").append(el("section", {}, el("h2", {}, title), number, plot, text, details));
   reading.then((answer) => {
     const { rows, problem } = answer[id];
     const content = problem ? { note: [problem] } : show(rows);
     number.textContent = content.number ?? "–";
-    note.replaceChildren(...content.note);
+    text.replaceChildren(...content.note);
     plot.hidden = details.hidden = !content.table;
     if (!content.table) return;
     numbers.replaceChildren(table(...content.table));
@@ -359,7 +369,9 @@ function rawEvents(rows) {
   const age = (weeks) => weeks >= 104 ? "2 years or more" : `${weeks} to ${weeks + 1} weeks`;
   return {
     number: count(events),
-    note: expired ? [`${count(expired)} past the cutoff of retention (hatched): the next run of `, link(jobPath(ARCHIVE), ARCHIVE), " deletes them."] : ["None is past the cutoff of retention."],
+    note: expired
+      ? [`${count(expired)} past the cutoff of retention (hatched): the next run of `, link(jobPath(ARCHIVE), ARCHIVE), " deletes them."]
+      : ["None is past the cutoff of retention."],
     table: [["Age", "Events", "Past the cutoff"], rows.map((row) => [age(row.weeks), row.events, row.expired])],
     chart: () => ({
       labels: rows.map((row) => row.weeks),
@@ -385,7 +397,10 @@ function databaseSize(rows) {
       "A DELETE gives its space back to PostgreSQL, which fills it again, and not to the disk."],
     table: [["Day", "Size"], sizes.toReversed().map((row) => [long(row.day), bytes(row.bytes)])],
     chart: () => ({
-      datasets: [line("Size", points(sizes, "bytes"), "solid", { pointRadius: sizes.length > 1 ? 0 : 3 }), line("Forecast", points(forecast, "forecast"), "dashed")],
+      datasets: [
+        line("Size", points(sizes, "bytes"), "solid", { pointRadius: sizes.length > 1 ? 0 : 3 }),
+        line("Forecast", points(forecast, "forecast"), "dashed"),
+      ],
       options: {
         interaction: { mode: "nearest", axis: "x", intersect: false },
         scales: { x: { type: "time", time: { minUnit: "day", tooltipFormat: "d MMM yyyy" } }, y: { ticks: { callback: (value) => bytes(value * unit) } } },
@@ -398,15 +413,18 @@ function databaseSize(rows) {
 function deletedRows(rows) {
   if (!rows.length) return { note: ["No run is recorded yet. ", link(jobPath(ARCHIVE), ARCHIVE), " is paused until somebody unpauses it."] };
   const last = rows.findLast((row) => row.run_ids.length);
+  const runs = (ids) => el("span", {}, ...ids.flatMap((run, index) => [index ? ", " : "", link(runPath(ARCHIVE, run), `run ${index + 1}`)]));
   return {
     number: `${count(last.rows_deleted)} in the week from ${short(last.monday)}`,
     note: ["Events and sessions past their retention. Daily statistics stay for ever."],
-    table: [["Week from", "Rows", "Runs"], rows.toReversed().map((row) => [
-      long(row.monday), row.rows_deleted, el("span", {}, ...row.run_ids.flatMap((run, index) => [index ? ", " : "", link(runPath(ARCHIVE, run), `run ${index + 1}`)]))])],
+    table: [["Week from", "Rows", "Runs"], rows.toReversed().map((row) => [long(row.monday), row.rows_deleted, runs(row.run_ids)])],
     chart: () => ({
       labels: rows.map((row) => short(row.monday)),
       datasets: [bars("Rows deleted", rows.map((row) => row.rows_deleted))],
-      options: { scales: {}, onClick: (event, [bar]) => bar && rows[bar.index].run_ids.length && follow(runPath(ARCHIVE, rows[bar.index].run_ids.at(-1)), event.native) },
+      options: {
+        scales: {},
+        onClick: (event, [bar]) => bar && rows[bar.index].run_ids.length && follow(runPath(ARCHIVE, rows[bar.index].run_ids.at(-1)), event.native),
+      },
     }),
   };
 }
@@ -420,10 +438,17 @@ addEventListener("DOMContentLoaded", () => {
   };
   choose();
   $("preset").onchange = () => { if ($("preset").value) { choose(); traffic(); } };
-  for (const id of ["from", "to"]) $(id).onchange = () => { $("preset").value = ""; $("to").min = $("from").value; traffic(); };
+  for (const id of ["from", "to"]) {
+    $(id).onchange = () => {
+      $("preset").value = "";
+      $("to").min = $("from").value;
+      $("from").min = $("to").value && iso(new Date(noon($("to").value) - 1100 * DAY)); // one bar a day is enough
+      traffic();
+    };
+  }
   $("day").onchange = () => { if ($("day").value) chooseDay($("day").value); };
   $("reload").onclick = () => location.reload();
-  const missing = () => $("verdict").after(el("p", { className: "note" }, "The charts need the Python package chartkick on the api-server. The numbers are in the tables."));
+  const missing = () => $("traffic-note").after(note("The charts need the Python package chartkick where the api-server runs."));
   document.head.append(el("script", { src: $("library").href, onload: theme, onerror: missing }));
   traffic();
   const jobs = status(); // what follows can wait for it
