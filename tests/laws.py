@@ -105,11 +105,11 @@ BREAKS = [
         "AND event.timestamp <= now()",
     ),
     Break(
-        "Session: a visitor who returns during the run",
-        "test_cleanup_sessions.py::test_a_visitor_who_returns_while_the_statement_reads_stays",
-        CLOSE,
-        "            AND idle.last_activity_at < now() - make_interval(mins => %(idle_minutes)s::int)",
-        "            AND (SELECT a.last_activity_at FROM analytics_session AS a WHERE a.id = idle.id) < now()",
+        "Session: one that came back ends at its true last activity",
+        "test_cleanup_sessions.py::test_a_session_that_returned_and_left_again_ends_at_its_true_last_activity",
+        "include/sql/cleanup_analytics_sessions/end_returned_sessions.sql",
+        "ended_at = session.last_activity_at,",
+        "ended_at = session.ended_at,",
     ),
     Break(
         "Session: a duration is never negative",
