@@ -102,7 +102,7 @@ def test_the_days_of_one_statement_are_written_all_or_none(database: Database) -
 
 
 def test_the_hash_is_that_of_the_counted_events(database: Database) -> None:
-    counted = [database.event(NOON + timedelta(minutes=n)) for n in range(3)]
+    counted = [database.event(NOON, pathname=f"/{n % 2}") for n in range(5)]
     database.event(NOON, deleted_at=NOON)
     database.event(NOON - timedelta(days=1))
     aggregate(database)

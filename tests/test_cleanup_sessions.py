@@ -157,6 +157,16 @@ def test_a_row_that_the_application_writes_is_passed_over_and_does_not_fill_the_
 
 
 @BOTH
+def test_sessions_that_need_nothing_do_not_fill_the_batch(database: Database, now: datetime, file: str) -> None:
+    session(database, file, now - 3 * HOUR, now)
+    session(database, file, now - 3 * HOUR, now - HOUR, deleted_at=now)
+    for ended_at in (now - HOUR, now):
+        session(database, file, now - 3 * HOUR, now - HOUR, ended_at=ended_at)
+    last = session(database, file, now - 2 * HOUR, now - HOUR)
+    assert [row["session_id"] for row in run(database, file, 1)] == [last]
+
+
+@BOTH
 def test_a_visitor_who_returns_while_the_statement_reads_stays(database: Database, now: datetime, file: str) -> None:
     name = session(database, file, now - 2 * HOUR, now - HOUR)
     with database.gate("analytics_session"):

@@ -149,6 +149,8 @@ def test_a_row_whose_events_were_all_soft_deleted_becomes_zeros_and_is_right_the
     assert {row[column] for column in row if column.startswith(("total_", "unique_"))} == {0}
     assert (row["top_pages"], row["top_referrers"], row["deleted_events"], row["events_hash"]) == ([], [], 4, 0)
     assert "1" not in row["visitor_sketch"]
+    database.event(NOON, deleted_at=BEFORE)
+    assert aggregate_due(database) == ["2024-02-29"]
     database.event(NOON)
     assert aggregate_due(database) == ["2024-02-29"]
     assert counted(database) == {"2024-02-29": 1}

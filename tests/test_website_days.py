@@ -16,6 +16,11 @@ MICROSECOND = timedelta(microseconds=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 CHAIN = ["UTC", "America/New_York", "Asia/Kolkata", "Pacific/Kiritimati", "Etc/GMT+12"]
+CHAINS = {
+    "westwards at last": CHAIN,
+    "eastwards": CHAIN[::-1],
+    "a day back": ["Pacific/Kiritimati", "Etc/GMT+12", "UTC"],
+}
 DAYS = [
     ("UTC", "2024-01-15", 24),
     ("Asia/Kolkata", "2024-01-15", 24),
@@ -215,10 +220,10 @@ FINAL = {
 }
 
 
-@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("timezones", CHAINS.values(), ids=CHAINS)
 @pytest.mark.parametrize("days", FINAL.values(), ids=FINAL)
 def test_every_event_stays_in_one_day_when_the_time_zone_is_changed(
-    database: Database, days: list[str], backwards: bool
+    database: Database, days: list[str], timezones: list[str]
 ) -> None:
     database.connection.execute(
         """
@@ -232,7 +237,7 @@ def test_every_event_stays_in_one_day_when_the_time_zone_is_changed(
     total = database.value("SELECT count(*) FROM analytics_event WHERE website_id = 'site'")
     final: list[dict[str, Any]] = []
     bystanders: list[dict[str, Any]] = []
-    for timezone in CHAIN[::-1] if backwards else CHAIN:
+    for timezone in timezones:
         set_timezone(database, timezone)
         aggregate_due(database)
         assert_that_each_event_is_in_one_day(database, final)
@@ -245,6 +250,30 @@ def test_every_event_stays_in_one_day_when_the_time_zone_is_changed(
             make_final(database, *days)
         final = [row for row in versions(database) if row["raw_purged_at"]]
         assert bool(final) == bool(days)
+
+
+@pytest.mark.parametrize(
+    ("timezone", "new_timezone", "moment", "day"),
+    [
+        # The 4th in the new time zone, but the 5th, which is final, ended before it.
+        ("Pacific/Kiritimati", "Etc/GMT+12", "2024-03-05T10:30Z", "2024-03-06"),
+        # The 6th in the new time zone, but the 5th, which is final, began after it.
+        ("Etc/GMT+12", "Pacific/Kiritimati", "2024-03-05T11:30Z", "2024-03-04"),
+    ],
+)
+def test_an_event_beside_a_final_day_may_be_two_dates_away_from_its_day(
+    database: Database, timezone: str, new_timezone: str, moment: str, day: str
+) -> None:
+    set_timezone(database, timezone)
+    database.event(day_bounds("2024-03-05", timezone)[0])
+    aggregate_due(database)
+    make_final(database)
+    set_timezone(database, new_timezone)
+    database.event(moment)
+    final = versions(database)
+    assert aggregate_due(database) == [day]
+    assert_that_each_event_is_in_one_day(database, final)
+    assert {str(row["date"]): row["total_events"] for row in versions(database)} == {"2024-03-05": 1, day: 1}
 
 
 def test_a_row_without_events_follows_its_website_into_another_time_zone(database: Database) -> None:
