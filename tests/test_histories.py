@@ -476,10 +476,6 @@ def test_the_laws_hold_in_every_history(database: Database) -> None:
     )
     seen: Counter[str] = Counter()
     options = "-c search_path=clock,analytics,public,pg_catalog -c timezone=UTC -c lock_timeout=5s"
-    import atexit, time
-
-    t0 = time.time()
-    atexit.register(lambda: print(round(time.time() - t0), sorted(seen.items(), key=lambda item: item[1])))
     with database.connect(LOGIN, options=options) as jobs, database.connect() as writer:
         writer.autocommit = False
         run: Any = run_state_machine_as_test
