@@ -2,7 +2,10 @@
 -- Their names are resolved here once, whatever search_path the reader has.
 
 -- The days that have events and no row yet, today included, counted now.
-CREATE OR REPLACE FUNCTION analytics_live_days(only_website text DEFAULT NULL) RETURNS SETOF analytics_daily_stats
+CREATE OR REPLACE FUNCTION analytics_live_days(
+    only_website text DEFAULT NULL, from_day date DEFAULT '-infinity', to_day date DEFAULT 'infinity'
+)
+RETURNS SETOF analytics_daily_stats
 LANGUAGE sql STABLE ROWS 100
 SET search_path FROM CURRENT
 AS $$
@@ -14,7 +17,8 @@ AS $$
     FROM analytics_event_days(NULL, now(), only_website) AS day
     CROSS JOIN LATERAL analytics_count_day(day.website_id, day.starts_at, day.ends_at) AS counted
     WHERE
-        counted.total_events > 0
+        day.date BETWEEN from_day AND to_day
+        AND counted.total_events > 0
         AND NOT EXISTS (
             SELECT FROM analytics_daily_stats AS stats
             WHERE stats.website_id = day.website_id AND stats.date = day.date
@@ -144,7 +148,7 @@ BEGIN
                 live.date,
                 live.unique_visitors,
                 live.visitor_sketch
-            FROM analytics_live_days(website) AS live
+            FROM analytics_live_days(website, from_day, to_day) AS live
         ) AS traffic
         WHERE traffic.date BETWEEN from_day AND to_day
     );
