@@ -51,6 +51,6 @@ def tasks_for(days: Iterable[date | str], timezone: str) -> list[dict[str, Any]]
     size = -(-len(names) // MAX_TASKS)
     groups = [names[start : start + size] for start in range(0, len(names), size or 1)]
     return [
-        {"days": group, "day": group[0] if size == 1 else f"{group[0]} to {group[-1]}", "timezone": timezone}
+        {"days": group, "day": group[0] if len(group) == 1 else f"{group[0]} to {group[-1]}", "timezone": timezone}
         for group in groups
     ]
