@@ -33,6 +33,7 @@ DAYS = [
     ("Atlantic/Azores", "2024-10-26", 24),
     ("America/Havana", "2024-11-03", 25),
     ("America/St_Johns", "2010-11-07", 25),  # a minute after midnight, the clocks go back to the day before
+    ("Asia/Colombo", "2006-04-15", 24.5),
     ("Asia/Chita", "2014-10-26", 26),  # midnight comes twice, two hours apart
     ("Antarctica/Casey", "2023-03-09", 27),
     ("Pacific/Apia", "2011-12-29", 24),
@@ -298,11 +299,13 @@ def test_the_row_of_a_day_that_is_not_over_in_the_new_time_zone_follows_at_once(
         assert aggregate_due(database, connection=connection) == ["2024-03-08", "2024-03-09", "2024-03-10"]
         assert_that_each_event_is_in_one_day(database, [])
         assert find(database, connection=connection) == []
-    database.event("2024-03-10T13:00Z")
-    with clock(database, "2024-03-11T12:00Z") as connection:
-        assert aggregate_due(database, connection=connection) == ["2024-03-10"]
+    for moment, now in [("2024-03-10T13:00Z", "2024-03-10T14:00Z"), ("2024-03-10T15:00Z", "2024-03-11T12:00Z")]:
+        database.event(moment)
+        with clock(database, now) as connection:
+            assert aggregate_due(database, connection=connection) == ["2024-03-10"]
+            assert find(database, connection=connection) == []
     assert_that_each_event_is_in_one_day(database, [])
-    assert [row["total_events"] for row in versions(database)] == [1, 1, 1]
+    assert [row["total_events"] for row in versions(database)] == [1, 1, 2]
 
 
 ZONES = [
