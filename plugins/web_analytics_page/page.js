@@ -201,8 +201,9 @@ function jobRow({ job, runs, summary, dag }) {
     if (!dag) return dag === null ? "Not in Airflow, or not for you to see" : "–";
     if (dag.is_paused) return el("span", { className: "bad" }, "Paused: it does not run");
     const moment = dag.next_dagrun_run_after;
-    const late = moment && new Date(moment) < Date.now() - 5 * 60e3;
-    return moment ? el("span", { className: late ? "bad" : "" }, late ? "Late: due " : "", when(moment)) : "Not scheduled";
+    if (!moment) return "Not scheduled";
+    const minutes = (Date.now() - new Date(moment)) / 60e3;
+    return el("span", { className: minutes > 5 ? "bad" : "" }, minutes > 5 ? "Late: due " : minutes > 0 ? "Due " : "", when(moment));
   };
   return [
     el("span", {}, link(jobPath(job), job), el("small", {}, JOBS[job] ?? "")),
