@@ -142,12 +142,12 @@ STATEMENTS = {
     "prove_days": "analytics_purge_proof INSERT",
     "prove_again": "analytics_purge_proof INSERT",
     "aggregate_day": "analytics_daily_stats INSERT",
-    "delete_event_batch": "analytics_event DELETE",
+    "delete_event_batch": "analytics_daily_stats UPDATE",
     "delete_session_batch": "analytics_session DELETE",
     "close_idle_sessions": "analytics_session UPDATE",
     "end_returned_sessions": "analytics_session UPDATE",
 }
-"""What the tasks that write do."""
+"""What the tasks that write do; where one does two things, that without which the other must not be done."""
 
 
 def add_triggers(database: Database) -> None:
@@ -199,25 +199,32 @@ def test_errors_that_pass(database: Database, undisturbed: list[Tables], monkeyp
 
 
 def hold_statements(database: Database) -> None:
-    """Let each statement that writes wait, its work done and not committed, while somebody holds it with `hold`."""
+    """Let the statement of a task wait, its work done and not committed, while somebody holds it with `hold`."""
     add_triggers(database)
-    key = "hashtext(TG_TABLE_NAME || '' '' || TG_OP)"
-    body = f"PERFORM pg_advisory_lock_shared({key}), pg_advisory_unlock_shared({key}); RETURN NULL;"
-    on_write(database, f"SET lock_timeout = 0 AS 'BEGIN {body} END'")
+    body = """
+    DECLARE
+        task text := substring(current_setting('application_name') FROM '[.](\\w+)');
+        key integer := hashtext(concat_ws(' ', task, TG_TABLE_NAME, TG_OP));
+    BEGIN
+        PERFORM pg_advisory_lock_shared(key), pg_advisory_unlock_shared(key);
+        RETURN NULL;
+    END
+    """
+    on_write(database, f"SET lock_timeout = 0 AS $${body}$$")
 
 
-def hold(connection: Connection, *statements: str) -> None:
-    for statement in statements:
-        connection.execute("SELECT pg_advisory_lock(hashtext(%s))", [statement])
+def hold(connection: Connection, *tasks: str) -> None:
+    for task in tasks:
+        connection.execute("SELECT pg_advisory_lock(hashtext(%s))", [f"{task} {STATEMENTS[task]}"])
 
 
-def release(connection: Connection, *statements: str) -> None:
-    for statement in statements:
-        connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", [statement])
+def release(connection: Connection, *tasks: str) -> None:
+    for task in tasks:
+        connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", [f"{task} {STATEMENTS[task]}"])
 
 
 def held(connection: Connection) -> list[dict[str, Any]]:
-    """The statements that wait so: their DAG, the server's process and the port of the task's process."""
+    """The statements that wait so: their DAG, the server's process and the port of the task's."""
     return connection.execute(
         "SELECT pid, client_port, substring(application_name FROM 'airflow:(.*?)[.]') AS dag_id"
         " FROM pg_stat_activity WHERE wait_event = 'advisory'"
@@ -256,7 +263,7 @@ def test_server_crashes(
     seed(database)
     hold_statements(database)
     crashes: list[Future[None]] = []
-    uncrashed = {task: STATEMENTS[task] for task in crashed}
+    uncrashed = set(crashed)
 
     def crash(holder: Connection) -> None:
         with closing(holder):
@@ -266,9 +273,10 @@ def test_server_crashes(
     def prepare(ti: Any) -> None:
         if crashes:
             crashes[-1].result()
-        if statement := uncrashed.pop(ti.task_id, None):
+        if ti.task_id in uncrashed:
+            uncrashed.remove(ti.task_id)
             holder = database.connect()
-            hold(holder, statement)
+            hold(holder, ti.task_id)
             crashes.append(BACKGROUND.submit(crash, holder))
 
     lead_to(monkeypatch, own_server.port, "postgres")
@@ -339,14 +347,14 @@ def test_killed_processes(
         until(lambda: metadata.execute(update.encode()).rowcount)
 
     try:
-        hold(connection, "analytics_event DELETE", "analytics_session UPDATE")
+        hold(connection, "delete_event_batch", "close_idle_sessions")
         runs = {dag_id: airflow.trigger(dag_id) for dag_id in (ARCHIVE, CLEANUP)}
         until(lambda: {row["dag_id"] for row in held(connection)} == {ARCHIVE, CLEANUP})
         for row in held(connection):
             task = task_process(scheduler.pid, row["client_port"])
             (task if row["dag_id"] == ARCHIVE else task.parent()).kill()  # the task, or its worker
-        release(connection, "analytics_event DELETE", "analytics_session UPDATE")
-        hold(connection, "analytics_daily_stats INSERT", "analytics_session DELETE")
+        release(connection, "delete_event_batch", "close_idle_sessions")
+        hold(connection, "aggregate_day", "delete_session_batch")
         # What Airflow would wait for: the retry of the task, and that the worker is silent for too long.
         age("task_instance", "end_date", "task_id = 'delete_event_batch' AND state = 'up_for_retry'")
         age("task_instance", "last_heartbeat_at", "task_id = 'close_idle_sessions' AND state = 'running'")
@@ -355,12 +363,15 @@ def test_killed_processes(
         runs[AGGREGATE] = airflow.trigger(AGGREGATE)
         until(lambda: {row["dag_id"] for row in held(connection)} == {ARCHIVE, AGGREGATE})
         before = {row["pid"] for row in held(connection)}
+        ports = [open_socket.laddr.port for open_socket in psutil.Process(scheduler.pid).net_connections("tcp")]
         airflow.processes.pop("scheduler").kill()
         scheduler.wait()
+        # Its workers were forked from it and live on: they keep its connections open, and a transaction's locks.
+        metadata.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_port = ANY(%s)", [ports])
         age("job", "latest_heartbeat", "job_type = 'SchedulerJob'")
         airflow.run("scheduler")
         until(lambda: {row["dag_id"] for row in held(connection) if row["pid"] not in before} == {ARCHIVE, AGGREGATE})
-        release(connection, "analytics_daily_stats INSERT", "analytics_session DELETE")
+        release(connection, "aggregate_day", "delete_session_batch")
         assert [final_state(airflow, dag_id, run_id) for dag_id, run_id in runs.items()] == ["success"] * 3
     finally:
         terminate([scheduler.pid])

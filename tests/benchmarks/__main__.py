@@ -47,7 +47,9 @@ def main(names: list[str]) -> int:
 
 def measure(bench: Bench, names: list[str]) -> None:
     """Run benchmarks, saying what each measures."""
-    bench.say(f"{os.cpu_count()} cores. PostgreSQL {bench.version()} with {SERVER_OPTIONS}")
+    bench.say(
+        f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}. PostgreSQL {bench.version()} with {SERVER_OPTIONS}"
+    )
     bench.say(
         f"What is compared is measured in turns; figures are medians of {ROUNDS} rounds unless they say otherwise."
     )
