@@ -5,13 +5,14 @@ Counts the raw events of a day into one `analytics_daily_stats` row per website.
 **Reads** `analytics_event`. **Writes** `analytics_daily_stats`.
 
 **Which days**: the day before the run, and every earlier day whose row is missing or no longer right: after a downtime,
-on first install, when events came late or were soft-deleted, when a website's time zone was changed. Trigger with
-`stat_date` for another day, or with `from` and `to` for a range. One mapped task per day (beyond 1000, several).
+on first install, when events came late, were edited, moved or deleted. Trigger with `stat_date` for another day, or with
+`from` and `to` for a range. One mapped task per day (beyond 1000, several).
 
-**A day** is one of the website's time zone: that in `analytics_website_policy`, else `ANALYTICS_TIMEZONE`.
+**A day** is one of the website's time zone: that in `analytics_timezone`, else `ANALYTICS_TIMEZONE`.
 
-**Re-run**: any time, as often as you like. A day is one statement: all websites or none, and the same rows again. Days
-of which raw events have been deleted keep their row.
+**Re-run**: any time, as often as you like. A day is one statement: all websites or none, and the same rows again. A day
+whose raw events the retention deletes keeps its row. So does one whose oldest raw events somebody else deleted, until
+a run with `recount` counts what is left.
 
 **On failure**: nothing of that day was written; clear the failed task.
 """
@@ -40,9 +41,9 @@ def plan_days(due, params=None, dag_run=None):
         dag_run.data_interval_end or dag_run.run_after,
         pendulum.now("UTC"),
         settings.timezone,
-        [date.fromisoformat(row["day"]) for row in due],
+        map(date.fromisoformat, due),
     )
-    return tasks_for(days, settings.timezone)
+    return tasks_for(days, params["recount"])
 
 
 @dag(
@@ -53,18 +54,15 @@ def plan_days(due, params=None, dag_run=None):
         "stat_date": date_param("Day", "The day to aggregate; empty: the day before, and those missed"),
         "from": date_param("From", "First day of a range to aggregate"),
         "to": date_param("To", "Last day of a range to aggregate"),
+        "recount": Param(
+            False, type="boolean", title="Recount", description="Count what is left, also where others deleted raw events"
+        ),
     },
 )
 def aggregate_daily_analytics():
     find_due_days = PostgresOperator(
         task_id="find_due_days",
         sql="aggregate_daily_analytics/find_due_days.sql",
-        parameters={"timezone": settings.timezone},
-        messages={
-            "end": "[Analytics Job] Found {total:,} day(s) without right stats",
-            "none": "[Analytics Job] No day is due",
-        },
-        returns="rows",
     )
     days = plan_days(find_due_days.output)
 

@@ -22,25 +22,14 @@ from web_analytics.settings import settings
 from web_analytics.watch import start_run, watch
 
 
-def sql(task_id, messages, **kwargs):
+def sql(task_id, **kwargs):
     return PostgresOperator(
         task_id=task_id,
         sql=f"cleanup_analytics_sessions/{task_id}.sql",
-        parameters={"idle_minutes": "{{ params.idle_minutes }}", "batch_size": settings.batch_size},
-        messages={key: f"[Analytics Cleanup] {text}" for key, text in messages.items()},
+        parameters={"idle_minutes": "{{ params.idle_minutes }}", "batch_size": settings.batch_size, "done": 0},
+        pause=settings.batch_pause_seconds,
         **kwargs,
     )
-
-
-def count(task_id, row):
-    return sql(task_id, {"row": row}, returns="row")
-
-
-def close_sessions(task_id, found, end, none):
-    row = "✅ Closed session {session_id} (duration: {duration_seconds}s)"
-    messages = {"batch": f"Found {{count}} {found}", "row": row, "end": f"✅ {end}", "none": none}
-    timeout = {"statement_timeout": "2min"}
-    return sql(task_id, messages, session_settings=timeout, repeat=True, pause=settings.batch_pause_seconds)
 
 
 @dag(
@@ -59,23 +48,11 @@ def close_sessions(task_id, found, end, none):
     },
 )
 def cleanup_analytics_sessions():
-    count_anomalies = count(
-        "count_anomalies",
-        "Clock skew: {before_start:,} open session(s) with activity before their start, {in_future:,} in the future",
-    )
-    close_idle_sessions = close_sessions(
-        "close_idle_sessions", "stale session(s) to close", "Closed {total:,} stale session(s)", "No stale sessions"
-    )
-    end_returned_sessions = close_sessions(
-        "end_returned_sessions",
-        "closed session(s) that had come back",
-        "Ended {total:,} session(s) again that had come back",
-        "No closed session had come back",
-    )
-    count_active_visitors = count(
-        "count_active_visitors",
-        "{active_visitors:,} visitor(s) active now; {left_open:,} idle session(s) left, since they were being written",
-    )
+    timeout = {"statement_timeout": "2min"}
+    count_anomalies = sql("count_anomalies")
+    close_idle_sessions = sql("close_idle_sessions", session_settings=timeout)
+    end_returned_sessions = sql("end_returned_sessions", session_settings=timeout)
+    count_active_visitors = sql("count_active_visitors")
 
     check_database() >> start_run() >> count_anomalies >> close_idle_sessions
     close_idle_sessions >> end_returned_sessions >> count_active_visitors

@@ -1,97 +1,25 @@
-"""What can happen to the analytics database, and what it must say then, in plain Python.
+"""What the analytics database must say, whatever happens to it, in plain Python.
 
-Knows nothing of the SQL: calendar days, sets of event ids, and rules in words.
+Knows nothing of the SQL: calendar days, what events hold, and rules in words.
 """
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
-
-from hypothesis import strategies as st
 
 SITES = ("anna", "ben")
 DAY = timedelta(days=1)
 SESSION_TIMEOUT = timedelta(minutes=30)
+EVER = date.min
+"""The day from which a time zone holds that has always held."""
 
-
-class Moment(NamedTuple):
-    """A moment of a day before the present one, in UTC."""
-
-    days_ago: int
-    hour: float
-    just_before: bool
-
-
-class EventDraft(NamedTuple):
-    """An event that the application stores."""
-
-    website: str
-    moment: Moment
-    content: tuple[str, str, str | None]
-    visit: tuple[str, str]
-    is_deleted: bool = False
-    created_at: datetime | None = None
-    prefix: str = "a"
-
-
-class SessionDraft(NamedTuple):
-    """A session that the application stores."""
-
-    name: str
-    website: str
-    moment: Moment
-    minutes: int
-    is_deleted: bool
-
-
-WEBSITES = st.sampled_from(SITES)
-ZONES = st.sampled_from(
-    [
-        "UTC",
-        "America/New_York",
-        "Australia/Lord_Howe",  # half an hour of daylight saving time
-        "Asia/Kolkata",
-        "Pacific/Kiritimati",
-        "Pacific/Pago_Pago",  # 25 hours behind Kiritimati
-    ]
-)
-# In the days before each, the clocks of New York or of Lord Howe change.
-STARTS = [datetime(2024, month, day, 6, tzinfo=UTC) for month, day in ((3, 14), (4, 12), (10, 10), (11, 7))]
-# Hours of UTC at which days begin in these zones.
-MOMENTS = st.builds(
-    Moment, st.integers(0, 11), st.sampled_from([0, 4, 5, 10, 11, 13, 13.5, 18.5]), st.sampled_from([False, True])
-)
-DELETED = st.sampled_from([False, False, True])
-PREFIXES = st.sampled_from("aZ_")
-EVENTS = st.builds(
-    EventDraft,
-    website=WEBSITES,
-    moment=MOMENTS,
-    content=st.sampled_from(
-        [
-            ("pageview", "/", None),
-            ("pageview", "/ä", "direct"),
-            ("pageview", "/Z", "google"),
-            ("pageview", "/a", ""),
-            ("custom_event", "/a", "google"),
-        ]
-    ),
-    visit=st.sampled_from([(f"visitor_{number % 3}", f"session_{number}") for number in range(5)]),
-    is_deleted=DELETED,
-    created_at=st.sampled_from([None, datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)]),
-    prefix=PREFIXES,
-)
-SESSIONS = st.builds(
-    SessionDraft,
-    name=st.sampled_from([f"session_{number}" for number in range(6)]),
-    website=WEBSITES,
-    moment=MOMENTS,
-    minutes=st.sampled_from([-1, 0, 45, 3000]),
-    is_deleted=DELETED,
-)
+Key = tuple[str, date]
+"""A website and a day of it."""
 
 
 @dataclass
@@ -106,7 +34,13 @@ class Event:
     referrer_source: str | None
     visitor_id: str
     session_id: str
+    created_at: datetime
+    updated_at: datetime
     is_deleted: bool
+
+    def content(self) -> tuple[str | None, ...]:
+        """All that is counted of it."""
+        return self.event_type, self.pathname, self.referrer_source, self.visitor_id, self.session_id
 
 
 @dataclass
@@ -114,6 +48,7 @@ class Session:
     """A session."""
 
     website_id: str
+    session_id: str
     started_at: datetime
     last_activity_at: datetime
     ended_at: datetime | None
@@ -121,46 +56,91 @@ class Session:
     is_deleted: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class Policy:
     """What the operator said about a website."""
 
-    timezone: str | None = None
     retention_days: int | None = None
     legal_hold: bool = False
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A half-open interval of time."""
 
     starts_at: datetime
     ends_at: datetime
 
-    def __contains__(self, instant: datetime) -> bool:
-        return self.starts_at <= instant < self.ends_at
-
 
 @dataclass(frozen=True)
 class Row:
-    """The statistics of a website's day, and which events they count."""
+    """The statistics of a website's day, and what they count."""
 
     interval: Interval
-    timezone: str
-    counts: dict[str, object]
-    counted: frozenset[str]
-    is_final: bool = False
+    counts: dict[str, Any]
+    counted: dict[str, tuple[str | None, ...]]
+    edits: frozenset[tuple[str, datetime]]
+    aggregated_at: datetime
+    kept_at: datetime | None = None
+    sealed_at: datetime | None = None
+    late_pageviews: int = 0
+    late_custom_events: int = 0
 
-    def columns(self) -> dict[str, object]:
+    @property
+    def total(self) -> int:
+        """The number of events that it counts."""
+        return len(self.counted)
+
+    def signs(self) -> tuple[object, ...]:
+        """What tells cheaply that the events of the day are not the counted ones any more."""
+        return self.interval, self.total, self.counts["deleted_events"], self.edits
+
+    def columns(self) -> dict[str, Any]:
         """The columns of the table."""
-        return self.counts | {"timezone": self.timezone, "is_final": self.is_final} | vars(self.interval)
+        names = ("aggregated_at", "kept_at", "sealed_at", "late_pageviews", "late_custom_events")
+        return self.counts | self.interval._asdict() | {name: getattr(self, name) for name in names}
 
 
-class Asked(NamedTuple):
-    """What a retention run is asked for: the moment it stands for, and the days kept where a website says nothing."""
+@dataclass(frozen=True)
+class Batch:
+    """Rows that are listed for deletion, those that were soft-deleted when they were listed apart."""
 
-    moment: datetime
-    retention_days: int
+    kind: str
+    first_at: datetime
+    last_at: datetime
+    ids: frozenset[str]
+    deleted_ids: frozenset[str] = frozenset()
+    retention_days: int = field(default=0, compare=False)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All rows that it lists."""
+        return self.ids | self.deleted_ids
+
+    @property
+    def size(self) -> int:
+        """How many rows it lists."""
+        return len(self.names)
+
+    def takes(self, event: Event) -> bool:
+        """Whether an event that it lists is still the one that was listed: not moved, and not restored."""
+        is_listed = event.id in self.ids or (event.id in self.deleted_ids and event.is_deleted)
+        return is_listed and self.first_at <= event.timestamp <= self.last_at
+
+
+class Sealing(NamedTuple):
+    """What one statement seals, counts as late, lists, and leaves because it is counted wrongly."""
+
+    sealed: set[Key]
+    late: dict[Key, list[Event]]
+    batches: list[Batch]
+    inexact: set[Key]
+
+
+class Purge(NamedTuple):
+    """What becomes of a batch."""
+
+    gone: set[str]
+    held: list[Batch]
 
 
 @dataclass
@@ -168,63 +148,75 @@ class Model:
     """The whole database, and the present moment."""
 
     now: datetime
-    timezone: str
+    seen: Counter[str]
+    zones: dict[tuple[str | None, date], str] = field(default_factory=dict)
+    policies: dict[str, Policy] = field(default_factory=dict)
     events: dict[str, Event] = field(default_factory=dict)
     sessions: dict[str, Session] = field(default_factory=dict)
-    policies: dict[str, Policy] = field(default_factory=dict)
-    rows: dict[tuple[str, date], Row] = field(default_factory=dict)
+    rows: dict[Key, Row] = field(default_factory=dict)
+    batches: dict[int, Batch] = field(default_factory=dict)
+    reasons: dict[str, tuple[str, str, datetime]] = field(default_factory=dict)
+    late_events: int = 0
+    restored: int = 0
+    ancient: set[str] = field(default_factory=set)
+    """Websites with an event before all days."""
 
-    def timezone_of(self, website: str) -> str:
-        """The time zone of a website's days."""
-        return self.policies.get(website, Policy()).timezone or self.timezone
+    def snapshot(self) -> "Model":
+        """What a statement sees that starts now."""
+        return deepcopy(self)
 
-    def has_expired(self, website: str, ends_at: datetime, asked: Asked) -> bool:
-        """Whether raw data of what ended then may be deleted."""
-        policy = self.policies.get(website, Policy())
-        today = asked.moment.astimezone(ZoneInfo(self.timezone_of(website))).date()
-        oldest_kept = today - DAY * (policy.retention_days or asked.retention_days)
-        return not policy.legal_hold and ends_at <= midnight(oldest_kept, self.timezone_of(website))
+    # Days.
 
-    def final_rows(self, website: str) -> dict[date, Row]:
-        """The final rows of a website."""
-        return {day: row for (name, day), row in self.rows.items() if name == website and row.is_final}
+    def timezone(self, website: str, day: date) -> str:
+        """The time zone of a website's day: its own that holds, else that of all websites, else UTC."""
+        for name in (website, None):
+            if held := [since for owner, since in self.zones if owner == name and since <= day]:
+                return self.zones[name, max(held)]
+        return "UTC"
 
-    def day_of(self, website: str, instant: datetime) -> date:
-        """The day that an instant belongs to.
+    def end(self, website: str, day: date) -> datetime:
+        """A day ends at the next midnight of its zone; where that was before the end of a day before it, it is empty."""
+        days = [day - ago * DAY for ago in range(4)]
+        return max(midnight(past + DAY, self.timezone(website, past)) for past in days)
 
-        That of the final row that has it; else the calendar day in the website's time zone, but never one on the other
-        side of a final row.
-        """
-        day = instant.astimezone(ZoneInfo(self.timezone_of(website))).date()
-        earliest, latest = date.min, date.max
-        for final_day, row in self.final_rows(website).items():
-            if instant in row.interval:
-                return final_day
-            if row.interval.ends_at <= instant:
-                earliest = max(earliest, final_day + DAY)
-            else:
-                latest = min(latest, final_day - DAY)
-        assert earliest <= latest, f"{website}: {instant} is between the final rows of days that follow each other"
-        return min(max(day, earliest), latest)
+    def interval(self, website: str, day: date) -> Interval:
+        """All the instants of a day: it starts where the day before ends."""
+        return Interval(self.end(website, day - DAY), self.end(website, day))
 
-    def interval_of(self, website: str, day: date) -> Interval:
-        """All the instants that belong to a day. A day may have none where the time zone was changed."""
-        intervals = [row.interval for row in self.final_rows(website).values()]
-        edges = [edge for interval in intervals for edge in (interval.starts_at, interval.ends_at)]
+    def day(self, website: str, instant: datetime) -> date:
+        """The day that an instant belongs to."""
+        day = instant.date() - 3 * DAY
+        while self.end(website, day) <= instant:
+            day += DAY
+        return day
 
-        def start(of: date) -> datetime:
-            first = midnight(of, self.timezone_of(website))
-            return min(edge for edge in [first, *edges] if self.day_of(website, edge) >= of)
+    def may_have_zones(self, zones: dict[tuple[str | None, date], str]) -> bool:
+        """Whether these zones leave the bounds of every day as they are whose row must not change any more."""
+        changed = replace(self, zones=zones)
+        return all(
+            self.interval(*key) == changed.interval(*key)
+            for key, row in self.rows.items()
+            if row.sealed_at or row.kept_at
+        )
 
-        return Interval(start(day), start(day + DAY))
+    # Statistics.
+
+    def raw_days(self) -> dict[Key, list[Event]]:
+        """The days that have raw events, soft-deleted ones as well."""
+        days: dict[Key, list[Event]] = {}
+        for event in self.events.values():
+            days.setdefault((event.website_id, self.day(event.website_id, event.timestamp)), []).append(event)
+        return days
 
     def events_in(self, website: str, interval: Interval) -> list[Event]:
         """A website's events in an interval."""
-        return [event for event in self.events.values() if event.website_id == website and event.timestamp in interval]
+        starts_at, ends_at = interval
+        events = (event for event in self.events.values() if event.website_id == website)
+        return [event for event in events if starts_at <= event.timestamp < ends_at]
 
     def count(self, website: str, day: date) -> Row:
         """The row that a day should have."""
-        interval = self.interval_of(website, day)
+        interval = self.interval(website, day)
         events = self.events_in(website, interval)
         counted = [event for event in events if not event.is_deleted]
         pageviews = [event for event in counted if event.event_type == "pageview"]
@@ -238,41 +230,200 @@ class Model:
             "total_events": len(counted),
             "deleted_events": len(events) - len(counted),
         }
-        return Row(interval, self.timezone_of(website), counts, frozenset(event.id for event in counted))
+        edits = frozenset((event.id, event.updated_at) for event in counted if event.updated_at != event.created_at)
+        return Row(interval, counts, {event.id: event.content() for event in counted}, edits, self.now)
 
-    def aggregate(self, days: Iterable[date]) -> None:
-        """Count days that are over and have events, and whatever has a row that is not final."""
-        for website, day in [(website, day) for day in days for website in SITES]:
-            row, found = self.rows.get((website, day)), self.count(website, day)
-            if not row.is_final if row else found.counted and found.interval.ends_at <= self.now:
-                self.rows[website, day] = found
+    def live(self, website: str, row: Row) -> int:
+        """How many events are there to count in the bounds of a row."""
+        return sum(not event.is_deleted for event in self.events_in(website, row.interval))
 
-    def right_rows(self) -> dict[tuple[str, date], Row]:
-        """The rows that count something and are not final, once every day that is due was aggregated."""
-        live = [event for event in self.events.values() if not event.is_deleted]
-        days = {(event.website_id, self.day_of(event.website_id, event.timestamp)) for event in live}
-        rows = {key: self.count(*key) for key in days if key not in self.rows or not self.rows[key].is_final}
-        return {key: row for key, row in rows.items() if row.interval.ends_at <= self.now or key in self.rows}
+    def due_days(self) -> list[date]:
+        """The days that have no row, and are over, and those whose row shows that it is not right any more."""
+        due = set()
+        for key in self.rows.keys() | self.raw_days().keys():
+            row, found = self.rows.get(key), self.count(*key)
+            if row is None:
+                is_due = found.total > 0 and found.interval.ends_at <= self.now
+            elif row.kept_at:
+                is_due = self.live(key[0], row) >= row.total
+            else:
+                is_due = row.signs() != found.signs()
+            if is_due and not (row and row.sealed_at):
+                due.add(key[1])
+        return sorted(due)
 
-    def late_events(self, website: str, row: Row) -> set[str]:
-        """The events of a final row that it does not count and nobody deleted."""
+    def must_keep(self, website: str, day: date, row: Row) -> bool:
+        """Whether events of a row are gone, and not by a correction, as other events of the time before are there."""
         events = self.events_in(website, row.interval)
-        return {event.id for event in events if not event.is_deleted} - row.counted
-
-    def kept_events(self, asked: Asked) -> set[str]:
-        """The events that an undisturbed retention leaves: those of days that have not expired."""
-        days = {name: (event.website_id, event.timestamp) for name, event in self.events.items()}
-        ends = {
-            name: self.interval_of(site, self.day_of(site, instant)).ends_at for name, (site, instant) in days.items()
+        live = sum(not event.is_deleted for event in events)
+        if row.kept_at:
+            return live < row.total
+        soft_deleted = max(len(events) - live - row.counts["deleted_events"], 0)
+        if row.total - live <= soft_deleted:
+            return False
+        older = {
+            past: other for (name, past), other in self.rows.items() if name == website and past < day and other.total
         }
-        return {name for name, ends_at in ends.items() if not self.has_expired(days[name][0], ends_at, asked)}
+        if older:
+            nearest = older[max(older)]
+            is_untouched = not nearest.sealed_at and not nearest.kept_at
+            return not (is_untouched and self.live(website, nearest) * 10 >= nearest.total)
+        starts_at = self.interval(website, day).starts_at
+        return website not in self.ancient and not any(
+            event.website_id == website and event.timestamp < starts_at and not event.is_deleted
+            for event in self.events.values()
+        )
 
-    def session_may_go(self, name: str, asked: Asked) -> bool:
-        """Whether a session has expired and no event of it is left to count."""
-        session, live = self.sessions[name], [event for event in self.events.values() if not event.is_deleted]
-        after = session.last_activity_at + timedelta.resolution
-        has_event = any(event.session_id == name for event in live)
-        return not has_event and self.has_expired(session.website_id, after, asked)
+    def recounts(self, days: Iterable[date], recount: bool) -> dict[Key, Row]:
+        """The rows that an aggregation of these days changes."""
+        changed = {}
+        for key in [(website, day) for website in SITES for day in days]:
+            row, found = self.rows.get(key), self.count(*key)
+            if row is None:
+                if found.total and found.interval.ends_at <= self.now:
+                    changed[key] = found
+            elif row.sealed_at:
+                continue
+            elif not recount and self.must_keep(*key, row):
+                if not row.kept_at:
+                    changed[key] = replace(row, kept_at=self.now)
+            elif replace(found, aggregated_at=row.aggregated_at) != row:
+                changed[key] = found
+        return changed
+
+    def write(self, changed: dict[Key, Row]) -> None:
+        """Write what an aggregation changes."""
+        for key, row in changed.items():
+            before = self.rows.get(key)
+            self.seen["row kept"] += row.kept_at is not None
+            if before and not row.kept_at:
+                self.seen["kept row counted again"] += before.kept_at is not None
+                self.seen["fewer events counted"] += row.total < before.total
+            self.rows[key] = row
+
+    # Retention.
+
+    def cutoff(self, website: str, retention_days: int | None) -> datetime | None:
+        """The start of the oldest day whose raw data stays; None: all stays, or nothing says how much."""
+        policy = self.policies.get(website, Policy())
+        days = policy.retention_days or retention_days
+        if policy.legal_hold or days is None:
+            return None
+        return self.interval(website, self.day(website, self.now) - days * DAY).starts_at
+
+    def has_expired(self, website: str, ends_at: datetime, retention_days: int) -> bool:
+        """Whether raw data of what ended then may be deleted."""
+        cutoff = self.cutoff(website, retention_days)
+        return cutoff is not None and ends_at <= cutoff
+
+    def is_held(self, website: str, instant: datetime) -> bool:
+        """Whether the operator said that raw data of that time stays."""
+        policy, cutoff = self.policies.get(website, Policy()), self.cutoff(website, None)
+        return policy.legal_hold or (cutoff is not None and instant >= cutoff)
+
+    def expired_days(self, retention_days: int) -> dict[Key, list[Event]]:
+        """The days that have raw events which may be deleted."""
+        days = self.raw_days().items()
+        return {key: found for key, found in days if self.has_expired(key[0], self.end(*key), retention_days)}
+
+    def seal(self, first_day: date, last_day: date, retention_days: int, batch_size: int) -> Sealing:
+        """What one statement does that seals expired days and lists their raw events."""
+        sealing, listed = Sealing(set(), {}, [], set()), []
+        for key, events in self.expired_days(retention_days).items():
+            if not first_day <= key[1] <= last_day:
+                continue
+            row = self.rows.get(key)
+            live = {event.id: event.content() for event in events if not event.is_deleted}
+            if row and row.sealed_at:
+                sealing.late[key] = [event for event in events if event.id in live and not self.is_listed(event)]
+            elif row and ((row.kept_at and len(live) < row.total) or self.is_exact(key, row)):
+                sealing.sealed.add(key)
+            elif row or live:
+                sealing.inexact.add(key)
+                continue
+            listed += [event for event in events if not self.is_listed(event)]
+        listed.sort(key=lambda event: (event.timestamp, event.id))
+        for batch in [listed[start : start + batch_size] for start in range(0, len(listed), batch_size)]:
+            live_ids = frozenset(event.id for event in batch if not event.is_deleted)
+            deleted_ids = frozenset(event.id for event in batch if event.is_deleted)
+            bounds = batch[0].timestamp, batch[-1].timestamp
+            sealing.batches.append(Batch("event", *bounds, live_ids, deleted_ids, retention_days))
+        return sealing
+
+    def is_exact(self, key: Key, row: Row) -> bool:
+        """Whether a row counts just what is there."""
+        found = self.count(*key)
+        return (row.interval, row.counted) == (found.interval, found.counted)
+
+    def is_listed(self, event: Event) -> bool:
+        """Whether a batch will delete this event, as it is now."""
+        return any(batch.kind == "event" and batch.takes(event) for batch in self.batches.values())
+
+    def apply(self, sealing: Sealing, shown: "Model") -> None:
+        """Do what a statement seals and counts to which `shown` was shown. Its batches get their numbers elsewhere."""
+        for key in sealing.sealed:
+            row, live = self.rows[key], [event for event in shown.raw_days()[key] if not event.is_deleted]
+            is_exact = row.counted.keys() == {event.id for event in live}
+            self.seen["row sealed" if is_exact else "row sealed as it is"] += 1
+            self.rows[key] = replace(row, sealed_at=self.now)
+            self.tell("counted event" if is_exact else "event of a kept row", live)
+        for key, events in sealing.late.items():
+            row, pageviews = self.rows[key], sum(event.event_type == "pageview" for event in events)
+            self.rows[key] = replace(
+                row,
+                late_pageviews=row.late_pageviews + pageviews,
+                late_custom_events=row.late_custom_events + len(events) - pageviews,
+            )
+            self.late_events += len(events)
+            self.tell("late event", events)
+
+    def tell(self, reason: str, events: Iterable[Event]) -> None:
+        """Remember why events may be deleted. None is counted twice where it is."""
+        for event in events:
+            before = self.reasons.get(event.id)
+            assert before is None or before[1:] != (event.website_id, event.timestamp), f"again a {reason}: {event}"
+            self.reasons[event.id] = reason, event.website_id, event.timestamp
+
+    def purge_events(self, batch: Batch) -> Purge:
+        """What becomes of a batch of events: held ones stay listed; moved and restored ones stay, and are not."""
+        found = {name: self.events[name] for name in batch.names if name in self.events}
+        taken = {name: event for name, event in found.items() if batch.takes(event)}
+        held = {name for name, event in taken.items() if self.is_held(event.website_id, event.timestamp)}
+        self.seen["moved or restored event left"] += len(found) - len(taken)
+        self.seen["held event left"] += len(held)
+        for name in batch.ids - taken.keys():
+            self.reasons.pop(name, None)
+        again = replace(batch, ids=batch.ids & held, deleted_ids=batch.deleted_ids & held)
+        return Purge(taken.keys() - held, [again] if held else [])
+
+    def may_go(self, name: str, retention_days: int | None) -> bool:
+        """Whether a session has expired and no event of it is left. None: only what the operator said is asked."""
+        session = self.sessions[name]
+        if any(event.session_id == session.session_id for event in self.events.values()):
+            return False
+        if retention_days is None:
+            return not self.is_held(session.website_id, session.last_activity_at)
+        return self.has_expired(session.website_id, session.last_activity_at + timedelta.resolution, retention_days)
+
+    def list_sessions(self, retention_days: int, batch_size: int) -> list[Batch]:
+        """The sessions that are listed for deletion, in the order of their ids."""
+        listed = {name for batch in self.batches.values() if batch.kind == "session" for name in batch.ids}
+        names = sorted(name for name in self.sessions.keys() - listed if self.may_go(name, retention_days))
+        batches = []
+        for batch in [names[start : start + batch_size] for start in range(0, len(names), batch_size)]:
+            times = [self.sessions[name].last_activity_at for name in batch]
+            batches.append(Batch("session", min(times), max(times), frozenset(batch), retention_days=retention_days))
+        return batches
+
+    def purge_sessions(self, batch: Batch) -> Purge:
+        """What becomes of a batch of sessions: one that came back, has events or is held stays, and is not listed."""
+        found = batch.ids & self.sessions.keys()
+        taken = {name for name in found if self.sessions[name].last_activity_at <= batch.last_at}
+        gone = {name for name in taken if self.may_go(name, None)}
+        self.seen["session left"] += len(found - gone)
+        return Purge(gone, [])
+
+    # Sessions.
 
     def close_sessions(self) -> None:
         """End the sessions that are idle, those which came back after their end as well, at their last activity."""
@@ -285,6 +436,7 @@ class Model:
                 session.duration_seconds = max(0, duration // timedelta(seconds=1))
 
 
+@cache
 def midnight(day: date, timezone: str) -> datetime:
     """The first instant of a calendar day."""
     return datetime.combine(day, time(), ZoneInfo(timezone)).astimezone(UTC)

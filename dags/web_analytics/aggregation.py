@@ -4,7 +4,7 @@ from typing import Any
 
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
-from web_analytics.postgres import PostgresOperator
+from web_analytics.postgres import REPEATABLE_READ, PostgresOperator
 
 
 def aggregate_day(days: Any) -> MappedOperator:
@@ -13,13 +13,7 @@ def aggregate_day(days: Any) -> MappedOperator:
         task_id="aggregate_day",
         sql="aggregate_daily_analytics/aggregate_day.sql",
         # Each may use work_mem several times over, and the database has an application to serve.
-        session_settings={"work_mem": "256MB"},
+        session_settings=REPEATABLE_READ | {"work_mem": "256MB"},
         max_active_tis_per_dag=4,
-        map_index_template="{{ task.parameters['day'] }}",
-        messages={
-            "start": "[Analytics Job] Aggregating data for {day}",
-            "row": "[Analytics Job] ✅ Aggregated {total_events} events for website {website_id}{remark}",
-            "end": "[Analytics Job] ✅ Aggregated {total} website(s) for {day}",
-            "none": "[Analytics Job] No events on {day}: no row written",
-        },
+        map_index_template="{{ task.parameters['label'] }}",
     ).expand(parameters=days)

@@ -41,16 +41,16 @@ def days_to_aggregate(
     return sorted(days if asked else days.union(due))
 
 
-def tasks_for(days: Iterable[date | str], timezone: str) -> list[dict[str, Any]]:
+def tasks_for(days: Iterable[date | str], recount: bool = False) -> list[dict[str, Any]]:
     """Return the parameters of the mapped tasks that aggregate these days: one day each, up to MAX_TASKS, then several.
 
     :param days: days, oldest first.
-    :param timezone: IANA name of the time zone of websites that have none of their own.
+    :param recount: whether to count what is there even if raw events seem to have been deleted by somebody else.
     """
     names = [str(day) for day in days]
     size = -(-len(names) // MAX_TASKS)
     groups = [names[start : start + size] for start in range(0, len(names), size or 1)]
     return [
-        {"days": group, "day": group[0] if len(group) == 1 else f"{group[0]} to {group[-1]}", "timezone": timezone}
+        {"days": group, "label": group[0] if len(group) == 1 else f"{group[0]} to {group[-1]}", "recount": recount}
         for group in groups
     ]

@@ -1,12 +1,11 @@
 """PostgresOperator: runs one SQL file on the analytics database, the way a maintenance job should."""
 
-import itertools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import psycopg
 from airflow.providers.common.sql.operators.sql import SQLExecuteQueryOperator
@@ -14,23 +13,26 @@ from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.sdk import Context
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowNotFoundException
-from psycopg import sql as psycopg_sql
+
+from web_analytics import session
 
 CONNECTION_ID = "analytics_db"
+LOG_LINES = 100
+"""Lines that one statement writes to the task's log at most, not counting its last one."""
 
-# The application is the host: a job gives up rather than keeping it waiting. UTC makes every text form of a
-# timestamp unambiguous. client_connection_check_interval ends the statement of a worker that was killed.
-SESSION_SETTINGS = {
+# The application is the host: a job gives up rather than keeping it waiting. client_connection_check_interval ends the
+# statement of a worker that was killed.
+SESSION_SETTINGS = session.SETTINGS | {
     "statement_timeout": "30min",
     "lock_timeout": "5s",
     "idle_in_transaction_session_timeout": "1min",
     "client_connection_check_interval": "5s",
-    "timezone": "UTC",
-    "jit": "off",
-    # Counting only the rows that a policy lets through would be a wrong count: fail instead.
-    "row_security": "off",
     "application_name": "airflow:{{ ti.dag_id }}.{{ ti.task_id }}{{ '[%d]' % ti.map_index if ti.map_index >= 0 else '' }}",
 }
+
+# Of two statements that write the same row at the same moment, the second one fails, and is retried on what the first
+# one left.
+REPEATABLE_READ = {"default_transaction_isolation": "repeatable read"}
 
 # A server that is gone without a word must not keep a task waiting for hours: libpq's own limits, in seconds.
 CLIENT_SETTINGS = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
@@ -83,41 +85,33 @@ class SessionPostgresHook(PostgresHook):
         """Connect and apply the session settings in one statement."""
         self.connection.extra = json.dumps(CLIENT_SETTINGS | self.connection.extra_dejson)
         connection: Any = super().get_conn()
-        calls = psycopg_sql.SQL(", ").join(
-            psycopg_sql.SQL("set_config({}, {}, false)").format(name, value)
-            for name, value in self.session_settings.items()
-        )
-        connection.execute(psycopg_sql.SQL("SELECT {}").format(calls))
-        connection.commit()
+        session.apply(connection, self.session_settings)
         return connection
 
 
-def _read(cursor: Any) -> tuple[int, list[dict[str, Any]], str]:
-    """Return a finished statement's row count, its rows as dicts, and its command tag."""
+def _read(cursor: Any) -> tuple[list[dict[str, Any]], str]:
+    """Return a finished statement's rows as dicts, and its command tag."""
     columns = [column.name for column in cursor.description or ()]
-    rows = [dict(zip(columns, row, strict=True)) for row in cursor] if columns else []
-    return cursor.rowcount, rows, cursor.statusmessage
+    return [dict(zip(columns, row, strict=True)) for row in cursor] if columns else [], cursor.statusmessage
 
 
 class PostgresOperator(SQLExecuteQueryOperator):
-    """Runs one SQL statement on the analytics database, in one transaction.
+    """Runs one SQL statement on the analytics database, in one transaction, or in several, one after the other.
 
-    Sets session settings and an ``application_name`` that names the task, logs what the statement reports, and
-    cancels it on the server when the task is killed.
+    Sets session settings and an ``application_name`` that names the task, and cancels the statement on the server when the
+    task is killed. What the statement has to say, it returns in columns of these names:
+
+    - ``log``: lines for the task's log, of which the first LOG_LINES of a statement are printed, and the last one;
+    - ``problem``: a sentence for which the task fails, without a retry;
+    - ``result``: what goes to XCom, from the last row;
+    - ``again``: parameters with which to run the statement again; NULL, and it is done.
+
+    The parameter ``steps``, a list of further parameters, runs the statement once for each. The XCom is then the list of
+    those results that are not NULL, as it is of a statement that has a column ``again``.
 
     :param session_settings: PostgreSQL settings of this task, over ``SESSION_SETTINGS`` (templated).
-    :param messages: log lines, as ``str.format`` templates over the parameters, the columns of a row, ``count`` (rows
-        of this statement) and ``total`` (rows of this task so far, on top of the parameter ``done``). Keys:
-        ``start``; ``batch``, after each statement that had rows; ``row``, for each row up to `row_messages`;
-        ``end``, at the end; ``none``, at the end in place of ``end`` when there were no rows; ``error``, for each row up
-        to `row_messages`, and the task fails.
-    :param row_messages: the number of rows that one task names at most.
-    :param returns: what goes to XCom: ``count`` (rows affected, int), ``row`` (the first row as a dict) or ``rows``
-        (all rows as a list of dicts).
-    :param repeat: run the statement again, each time in a transaction of its own: as often as the parameter ``batches``
-        says, or until it affects no row; without that parameter, until it affects fewer rows than ``batch_size``.
-    :param pause: seconds to rest after each statement of a repeated one.
-    :raises AirflowFailException: the connection is not defined, or there were rows for ``error``.
+    :param pause: seconds to rest after each of several statements.
+    :raises AirflowFailException: the connection is not defined, or the statement returned a problem.
     :raises psycopg.Error: the statement failed, and nothing of it was done.
     """
 
@@ -127,20 +121,12 @@ class PostgresOperator(SQLExecuteQueryOperator):
         self,
         *,
         session_settings: Mapping[str, str] | None = None,
-        messages: Mapping[str, str] | None = None,
-        row_messages: int = 100,
-        returns: Literal["count", "row", "rows"] = "count",
-        repeat: bool = False,
         pause: float = 0,
         conn_id: str = CONNECTION_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(conn_id=conn_id, **kwargs)
         self.session_settings = SESSION_SETTINGS | dict(session_settings or {})
-        self.messages = messages or {}
-        self.row_messages = row_messages
-        self.returns = returns
-        self.repeat = repeat
         self.pause = pause
         self.killed = False
 
@@ -156,10 +142,7 @@ class PostgresOperator(SQLExecuteQueryOperator):
         )
 
     def execute(self, context: Context) -> Any:
-        """Run the statement and return what `returns` says.
-
-        A sentence about its failure is left as the XCom ``problem``.
-        """
+        """Run the statement and return its result. A sentence about its failure is left as the XCom ``problem``."""
         try:
             return self._execute()
         except psycopg.Error as error:
@@ -174,38 +157,24 @@ class PostgresOperator(SQLExecuteQueryOperator):
             raise
 
     def _leave(self, context: Context, problem: str) -> None:
-        parameters = dict(self.parameters or {})
-        if what := parameters.get("label") or parameters.get("day"):
-            problem = f"{what}: {problem}"
-        context["ti"].xcom_push(key="problem", value=problem)
+        label = dict(self.parameters or {}).get("label")
+        context["ti"].xcom_push(key="problem", value=f"{label}: {problem}" if label else problem)
 
     def _execute(self) -> Any:
         parameters = dict(self.parameters or {})
-        batches = int(parameters.get("batches", 0)) if self.repeat else 1
-        total = int(parameters.get("done", 0))
-        affected, row_messages = 0, self.row_messages
-        self._say("start", parameters)
-        for batch in itertools.count(1):
-            count, rows = self._run(parameters)
-            affected += count
-            values = parameters | {"count": count, "total": total + affected}
-            if count:
-                self._say("batch", values)
-            for row in rows[:row_messages]:
-                self._say("row", values | row)
-            row_messages -= len(rows[:row_messages])
-            if self.repeat and count:
-                time.sleep(self.pause)
-            # Where the rows are not planned, a batch that is not full is the last one. Where they are, it may be that the
-            # application changed some of its rows at that moment.
-            if batch == batches or count < (1 if batches else int(parameters["batch_size"])):
-                break
-        if rows and "error" in self.messages:
-            for row in rows[: self.row_messages]:
-                self.log.error(self.messages["error"].format_map(row))
-            raise AirflowFailException(self.messages["error"].format_map(rows[0]))
-        self._say("end" if affected or "none" not in self.messages else "none", parameters | {"total": affected})
-        return {"count": affected, "row": rows[0] if rows else None, "rows": rows}[self.returns]
+        steps = parameters.pop("steps", None)
+        results: list[Any] = []
+        for step in [{}] if steps is None else steps:
+            again: Any = step
+            while again is not None:
+                row = self._run(parameters | again)
+                results.append(row.get("result"))
+                again = again | row["again"] if row.get("again") is not None else None
+                if steps is not None or again is not None:
+                    time.sleep(self.pause)
+        if steps is None and "again" not in row:
+            return results[0]
+        return [result for result in results if result is not None]
 
     def on_kill(self) -> None:
         """Cancel the statement on the server, where it would run on after the task is gone, and start no other."""
@@ -214,9 +183,10 @@ class PostgresOperator(SQLExecuteQueryOperator):
         if connection is not None and not connection.closed:
             connection.cancel_safe(timeout=5)
 
-    def _run(self, parameters: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    def _run(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the statement once, log what it says, and return its last row, which may have no columns at all."""
         if self.killed:
-            raise AirflowException("The task was killed between two batches.")
+            raise AirflowException("The task was killed between two statements.")
         started = time.monotonic()
         try:
             result: Any = self._hook.run(self.sql, parameters=parameters, handler=_read)
@@ -224,10 +194,18 @@ class PostgresOperator(SQLExecuteQueryOperator):
             raise AirflowFailException(
                 f"Airflow has no connection {self.conn_id}: add it under Admin > Connections."
             ) from None
-        count, rows, report = result
+        rows, report = result
         self.log.info("PostgreSQL: %s in %.0f ms", report, (time.monotonic() - started) * 1000)
-        return count, rows
+        for line in self._lines(rows, "log"):
+            self.log.info("%s", line)
+        if problems := self._lines(rows, "problem"):
+            for line in problems:
+                self.log.error("%s", line)
+            raise AirflowFailException(problems[0])
+        return rows[-1] if rows else {}
 
-    def _say(self, key: str, values: Mapping[str, Any]) -> None:
-        if key in self.messages:
-            self.log.info(self.messages[key].format_map(values))
+    @staticmethod
+    def _lines(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+        lines = [line for row in rows for line in (row.get(column) or "").splitlines()]
+        more = len(lines) - LOG_LINES - 1
+        return lines if more <= 0 else [*lines[:LOG_LINES], f"... and {more:,} more line(s)", lines[-1]]

@@ -1,82 +1,104 @@
 """Installs what the jobs need in the database: ``python dags/web_analytics/schema.py postgresql://owner@host/database``.
 
-Runs every file of ``include/sql/schema/`` in order. All of it can be repeated, and none of it blocks a live
-application: indexes are built concurrently.
+Tables change by the numbered files of ``migrations/``, each applied once; functions, views and grants are replaced
+whole from ``repeatable/``. Both in one transaction: whoever looks sees the old state or the new one. The application
+is not kept waiting: of its tables, nothing is changed but indexes, and those concurrently.
 """
 
 import argparse
-import hashlib
-import re
 import sys
+import time
+import zlib
 from pathlib import Path
 
 import psycopg
 from psycopg import sql
 
 FOLDER = Path(__file__).resolve().parents[2] / "include" / "sql" / "schema"
+PATIENCE = 30
+"""Seconds for which we try to get tables that jobs and readers hold."""
+OBSOLETE = ("analytics_session_started_at_id_idx",)
+"""Indexes on the application's tables that an earlier release made and nothing needs any more."""
+PREPARED = """
+    SELECT count(*) = 2 FROM pg_catalog.pg_roles
+    WHERE
+        rolname IN ('analytics_jobs', 'analytics_readers')
+        AND has_table_privilege(oid, 'analytics_event', 'SELECT')
+        AND has_table_privilege(oid, 'analytics_daily_stats', 'SELECT')
+"""
+"""Roles are of the server and not of the database: one that was restored elsewhere has lost its grants."""
+VIEW_GRANTS = """
+    SELECT
+        relname,
+        format(
+            'GRANT %s ON %I TO %s%s', privilege_type, relname, CASE grantee WHEN 0 THEN 'public' ELSE grantee::regrole::text END,
+            CASE WHEN is_grantable THEN ' WITH GRANT OPTION' END
+        )
+    FROM pg_catalog.pg_class CROSS JOIN aclexplode(relacl)
+    WHERE relkind = 'v' AND relnamespace = current_schema()::regnamespace AND grantee <> relowner
+"""
+HOLDERS = """
+    SELECT string_agg(DISTINCT format('"%s" (process %s)', coalesce(nullif(application_name, ''), usename), pid), ', ')
+    FROM pg_catalog.pg_locks INNER JOIN pg_catalog.pg_stat_activity USING (pid)
+    INNER JOIN pg_catalog.pg_class ON pg_class.oid = relation
+    WHERE relnamespace = current_schema()::regnamespace AND granted AND pid <> pg_backend_pid()
+"""
 
 
-def version() -> str:
-    """Return a short text that is another one whenever a file of the schema is."""
-    files = b"".join(file.read_bytes() for file in sorted(FOLDER.glob("*.sql")))
-    return hashlib.sha256(files).hexdigest()[:12]
+def _files(kind: str) -> list[Path]:
+    return sorted((FOLDER / kind).glob("*.sql"))
 
 
-def install(dsn: str, search_path: str) -> None:
-    """Create our tables and functions in the first schema of `search_path`, the indexes and the grants.
+def _state() -> tuple[int, int]:
+    """Return the number of the newest migration and the checksum of the repeatable files."""
+    return int(_files("migrations")[-1].name[:3]), zlib.crc32(b"".join(f.read_bytes() for f in _files("repeatable")))
 
-    :param dsn: libpq connection string or URI of a role that owns the application's tables.
-    :param search_path: comma-separated schemas: ours first, then the application's.
-    :raises psycopg.Error: a statement failed; what was done before it stays and is skipped next time.
-    """
-    import sqlparse  # here, since every task imports this file for its version
 
-    schemas = [name.strip() for name in search_path.split(",")]
-    # Autocommit: CREATE INDEX CONCURRENTLY cannot run in a transaction.
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        identifiers = [sql.Identifier(name) for name in schemas]
-        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(identifiers[0]))
-        connection.execute(sql.SQL("SET search_path = {}").format(sql.SQL(", ").join(identifiers)))
+def version() -> int:
+    """Return a number that is another one whenever the schema is; of a later migration, a greater one."""
+    number, definitions = _state()
+    return number << 32 | definitions
+
+
+def _refuse(text: str) -> psycopg.Error:
+    return psycopg.errors.ObjectNotInPrerequisiteState(text)
+
+
+def _bring_up_to_date(connection: psycopg.Connection, schemas: list[str]) -> None:
+    """Apply the migrations that were not, and replace the definitions if they are of another version."""
+    with connection.transaction():
+        # Less than deadlock_timeout, so that it is never a job that fails because of us.
+        connection.execute("SET LOCAL lock_timeout = '500ms'")
+        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schemas[0])))
         for table in ("analytics_event", "analytics_session"):
             if connection.execute("SELECT to_regclass(%s)", [table]).fetchone() == (None,):
-                raise psycopg.errors.UndefinedTable(
-                    f"table {table} is not in {search_path}: create it with the application first, "
+                raise _refuse(
+                    f"table {table} is not in {','.join(schemas)}: create it with the application first, "
                     "or name its schema with --search-path"
                 )
-        # An index whose concurrent build failed stays behind invalid, and IF NOT EXISTS would keep it for ever.
-        for (index,) in connection.execute(
-            "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class ON oid = indexrelid"
-            " WHERE NOT indisvalid AND relname = ANY(%s)",
-            [re.findall(r"CONCURRENTLY IF NOT EXISTS (\w+)", (FOLDER / "70_indexes.sql").read_text())],
-        ).fetchall():
-            print(f"dropping the invalid index {index}")
-            connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.SQL(index)))
-        for file in sorted(FOLDER.glob("*.sql")):
-            print(f"{file.name}")
-            for statement in sqlparse.split(file.read_text()):
-                connection.execute(sql.SQL(statement))
         connection.execute(
-            sql.SQL("COMMENT ON TABLE analytics_daily_stats IS {}").format(
-                f"Daily statistics, one row per website and day. Schema of the jobs: version {version()}"
-            )
+            "CREATE TABLE IF NOT EXISTS analytics_schema_version (number integer PRIMARY KEY,"
+            " applied_at timestamptz NOT NULL DEFAULT now(), definitions bigint)"
         )
-
-
-def main() -> int:
-    """Run the installer from the command line; return the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("dsn", help="connection string of the analytics database, as the owner of its tables")
-    parser.add_argument("--search-path", default="analytics,public", help="ours first, then the application's schema")
-    arguments = parser.parse_args()
-    if not arguments.dsn.strip():
-        parser.error("name the database, as in: make schema DSN=postgresql://owner@host/database")
-    try:
-        install(arguments.dsn, arguments.search_path)
-    except psycopg.Error as error:
-        print(f"The schema was not installed: {str(error).strip()}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        newest = "SELECT number, definitions FROM analytics_schema_version ORDER BY number DESC LIMIT 1"
+        recorded = connection.execute(newest).fetchone() or (0, None)
+        if recorded[0] > _state()[0]:
+            raise _refuse(
+                f"the database has migration {recorded[0]}, and these files end with {_state()[0]}: "
+                "run the installer of the newest version that was installed, or of a later one"
+            )
+        if recorded == _state() and connection.execute(PREPARED).fetchone() == (True,):
+            return
+        grants = connection.execute(VIEW_GRANTS).fetchall()
+        applied = [file for file in _files("migrations") if int(file.name[:3]) > recorded[0]]
+        for file in applied:
+            connection.execute(file.read_bytes())
+            connection.execute("INSERT INTO analytics_schema_version (number) VALUES (%s)", [int(file.name[:3])])
+        for file in _files("repeatable"):
+            connection.execute(file.read_bytes())
+        # What others were granted on a view that was dropped and created anew.
+        for view, grant in grants:
+            if connection.execute("SELECT to_regclass(%s)", [view]).fetchone() != (None,):
+                connection.execute(sql.SQL(grant))
+        connection.execute("UPDATE analytics_schema_version SET definitions = %s WHERE number = %s", _state()[::-1])
+    print("\n".join([*(f"applied {file.name}" for file in applied), "replaced functions, views and grants"]))

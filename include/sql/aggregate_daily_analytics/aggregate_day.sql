@@ -1,87 +1,120 @@
 -- Aggregates days into analytics_daily_stats: one row per website and day that has events, all or none.
--- Params: days (date[]), timezone (IANA name, where a website has none of its own).
--- Result: one row per website and day counted: website_id, total_events, remark (text).
--- A day that is not over in its website's time zone and has no row is left for a later run. A final row stays as it is,
--- and a row counted from a newer snapshot wins. Where raw events have vanished that were counted and not soft-deleted,
--- somebody else deleted them: the row becomes final instead of counting what is left.
+-- Params: days (date[]), label (text, names them in the log), recount (boolean).
+-- Result: one row per website and day looked at, between a first and a last one: log.
+-- A day that is not over and has no row is left for a later run. A sealed row stays as it is.
+-- Where fewer events are there than a row counts, and they were not soft-deleted, somebody deleted or moved them. If the
+-- counted day before still has a good part of its events, that was a correction, and what is there is counted. Else
+-- they may be missing because another retention job deleted from the old end: the row is kept, unless recount is true.
+-- Runs in REPEATABLE READ: of two runs of a day at the same moment, one fails and is tried again.
 WITH website AS (
-    SELECT
-        website.website_id,
-        website.timezone
-    FROM analytics_websites(%(timezone)s) AS website
+    SELECT website.website_id FROM analytics_websites() AS website (website_id)
     UNION
-    -- Those that have no raw events left, but a row that is not final.
-    SELECT
-        stats.website_id,
-        coalesce(policy.timezone, %(timezone)s) AS timezone
-    FROM analytics_daily_stats AS stats
-    LEFT JOIN analytics_website_policy AS policy ON stats.website_id = policy.website_id
-    WHERE stats.date = any(%(days)s::date[]) AND stats.raw_purged_at IS NULL
+    -- Those that have no raw events left, but a row that may change.
+    SELECT stats.website_id FROM analytics_daily_stats AS stats
+    WHERE stats.date = any(%(days)s::date[]) AND stats.sealed_at IS NULL
 ),
 
 website_day AS MATERIALIZED (
     SELECT
         website.website_id,
-        website.timezone,
         day.date,
-        analytics_website_day_start(website.website_id, day.date, website.timezone) AS starts_at,
-        analytics_website_day_start(website.website_id, day.date + 1, website.timezone) AS ends_at
+        analytics_day_start(website.website_id, day.date) AS starts_at,
+        analytics_day_start(website.website_id, day.date + 1) AS ends_at
     FROM website
     CROSS JOIN unnest(%(days)s::date[]) AS day (date)
 ),
 
-counted AS MATERIALIZED (
+seen AS MATERIALIZED (
     SELECT
         website_day.*,
-        day_total.*,
-        stats.raw_purged_at IS NOT NULL AS is_final,
-        stats.raw_purged_at IS NULL
-        AND (stats.starts_at, stats.ends_at) = (website_day.starts_at, website_day.ends_at)
-        AND stats.total_events - day_total.total_events
-        > greatest(day_total.deleted_events - stats.deleted_events, 0) AS has_vanished
+        stats.website_id IS NOT NULL AS has_row,
+        stats.sealed_at IS NOT NULL AS is_sealed,
+        stats.kept_at IS NOT NULL AS is_kept,
+        stats.starts_at AS row_starts_at,
+        stats.ends_at AS row_ends_at,
+        stats.total_events AS row_events,
+        stats.deleted_events AS row_deleted_events
     FROM website_day
-    CROSS JOIN
-        LATERAL analytics_count_day(website_day.website_id, website_day.starts_at, website_day.ends_at) AS day_total
     LEFT JOIN analytics_daily_stats AS stats
         ON website_day.website_id = stats.website_id AND website_day.date = stats.date
     WHERE
-        -- A day without events has no row, but one whose events were all soft-deleted keeps it.
-        website_day.ends_at <= now() AND day_total.total_events > 0
-        OR stats.raw_purged_at IS NULL AND stats.website_id IS NOT NULL
+        stats.website_id IS NOT NULL AND stats.sealed_at IS NULL
+        OR website_day.ends_at <= now() AND EXISTS (
+            SELECT FROM analytics_event AS event
+            WHERE
+                event.website_id = website_day.website_id
+                AND event.timestamp >= website_day.starts_at
+                AND event.timestamp < website_day.ends_at
+                AND event.deleted_at IS NULL
+        )
+),
+
+counted AS MATERIALIZED (
+    SELECT
+        seen.website_id,
+        seen.date,
+        seen.starts_at,
+        seen.ends_at,
+        seen.is_kept,
+        CASE
+            WHEN NOT seen.has_row OR %(recount)s::boolean THEN FALSE
+            WHEN (seen.row_starts_at, seen.row_ends_at) = (seen.starts_at, seen.ends_at)
+                THEN seen.row_events - day_total.total_events
+                > greatest(day_total.deleted_events - seen.row_deleted_events, 0)
+            -- The day had other bounds when its row was counted.
+            ELSE (
+                SELECT seen.row_events - sign.total_events > greatest(sign.deleted_events - seen.row_deleted_events, 0)
+                FROM analytics_signs(seen.website_id, seen.row_starts_at, seen.row_ends_at) AS sign
+            )
+        END AS has_vanished,
+        day_total.*
+    FROM seen
+    CROSS JOIN LATERAL analytics_count_day(seen.website_id, seen.starts_at, seen.ends_at) AS day_total
+    WHERE NOT seen.is_sealed
+),
+
+kept AS MATERIALIZED (
+    SELECT
+        counted.website_id,
+        counted.date
+    FROM counted
+    LEFT JOIN LATERAL (
+        SELECT
+            stats.sealed_at IS NULL AND stats.kept_at IS NULL AND sign.total_events * 10 >= stats.total_events AS is_there
+        FROM (
+            SELECT older.* FROM analytics_daily_stats AS older
+            WHERE older.website_id = counted.website_id AND older.date < counted.date AND older.total_events > 0
+            ORDER BY older.date DESC LIMIT 1
+        ) AS stats
+        CROSS JOIN LATERAL analytics_signs(stats.website_id, stats.starts_at, stats.ends_at) AS sign
+    ) AS day_before ON TRUE
+    WHERE
+        counted.has_vanished
+        AND (
+            counted.is_kept OR NOT coalesce(
+                day_before.is_there,
+                EXISTS (
+                    SELECT FROM analytics_event AS event
+                    WHERE
+                        event.website_id = counted.website_id
+                        AND event.timestamp < counted.starts_at
+                        AND event.deleted_at IS NULL
+                )
+            )
+        )
 ),
 
 written AS (
     INSERT INTO analytics_daily_stats AS stats (
-        website_id,
-        date,
-        total_pageviews,
-        total_custom_events,
-        unique_visitors,
-        unique_sessions,
-        top_pages,
-        top_referrers,
-        total_events, deleted_events, events_hash, visitor_sketch, timezone, starts_at, ends_at, aggregated_at
+        website_id, date, total_pageviews, total_custom_events, unique_visitors, unique_sessions, top_pages, top_referrers,
+        total_events, deleted_events, edits_hash, events_hash, visitor_sketch, starts_at, ends_at, aggregated_at
     )
     -- In one order, so that two runs of the same day wait for each other instead of deadlocking.
     SELECT
-        website_id,
-        date,
-        total_pageviews,
-        total_custom_events,
-        unique_visitors,
-        unique_sessions,
-        top_pages,
-        top_referrers,
-        total_events,
-        deleted_events,
-        events_hash,
-        visitor_sketch,
-        timezone,
-        starts_at,
-        ends_at,
-        now() AS aggregated_at
+        website_id, date, total_pageviews, total_custom_events, unique_visitors, unique_sessions, top_pages, top_referrers,
+        total_events, deleted_events, edits_hash, events_hash, visitor_sketch, starts_at, ends_at, now() AS aggregated_at
     FROM counted
-    WHERE has_vanished IS NOT TRUE
+    WHERE NOT EXISTS (SELECT FROM kept WHERE kept.website_id = counted.website_id AND kept.date = counted.date)
     ORDER BY website_id, date
     ON CONFLICT (website_id, date) DO UPDATE SET
         total_pageviews = excluded.total_pageviews,
@@ -92,50 +125,76 @@ written AS (
         top_referrers = excluded.top_referrers,
         total_events = excluded.total_events,
         deleted_events = excluded.deleted_events,
+        edits_hash = excluded.edits_hash,
         events_hash = excluded.events_hash,
         visitor_sketch = excluded.visitor_sketch,
-        timezone = excluded.timezone,
         starts_at = excluded.starts_at,
         ends_at = excluded.ends_at,
-        aggregated_at = excluded.aggregated_at
+        aggregated_at = excluded.aggregated_at,
+        kept_at = NULL
     WHERE
-    stats.raw_purged_at IS NULL
-    AND stats.aggregated_at <= excluded.aggregated_at
+    stats.sealed_at IS NULL
     AND (
         stats.total_pageviews, stats.total_custom_events, stats.unique_visitors, stats.unique_sessions, stats.top_pages,
-        stats.top_referrers, stats.total_events, stats.deleted_events, stats.events_hash, stats.visitor_sketch,
-        stats.timezone, stats.starts_at, stats.ends_at
+        stats.top_referrers, stats.total_events, stats.deleted_events, stats.edits_hash, stats.events_hash,
+        stats.visitor_sketch, stats.starts_at, stats.ends_at, stats.kept_at
     ) IS DISTINCT FROM (
         excluded.total_pageviews, excluded.total_custom_events, excluded.unique_visitors, excluded.unique_sessions,
-        excluded.top_pages,
-        excluded.top_referrers,
-        excluded.total_events,
-        excluded.deleted_events,
-        excluded.events_hash,
-        excluded.visitor_sketch, excluded.timezone, excluded.starts_at, excluded.ends_at
+        excluded.top_pages, excluded.top_referrers, excluded.total_events, excluded.deleted_events, excluded.edits_hash,
+        excluded.events_hash, excluded.visitor_sketch, excluded.starts_at, excluded.ends_at, NULL
     )
 ),
 
-made_final AS (
+made_kept AS (
     UPDATE analytics_daily_stats AS stats
-    SET raw_purged_at = now(), purge_snapshot = pg_current_snapshot()
-    FROM counted
-    WHERE
-        counted.has_vanished
-        AND stats.website_id = counted.website_id
-        AND stats.date = counted.date
-        AND stats.raw_purged_at IS NULL
-        AND stats.aggregated_at <= now()
+    SET kept_at = now()
+    FROM kept
+    WHERE stats.website_id = kept.website_id AND stats.date = kept.date AND stats.kept_at IS NULL
 )
 
 SELECT
-    website_id,
-    total_events,
-    CASE
-        WHEN is_final THEN ', but left its row as it is: raw events of it were deleted before'
-        WHEN has_vanished
-            THEN ', but left its row as it is and made it final: somebody else deleted raw events of it'
-        ELSE ''
-    END AS remark
-FROM counted
-ORDER BY website_id, date;
+    line.websites,
+    line.log
+FROM (
+    SELECT
+        1 AS part,
+        NULL AS website_id,
+        NULL AS date,
+        NULL AS websites,
+        '[Analytics Job] Aggregating data for ' || %(label)s::text AS log
+    UNION ALL
+    SELECT
+        2 AS part,
+        seen.website_id,
+        seen.date,
+        NULL AS websites,
+        format(
+            '[Analytics Job] ✅ Aggregated %%s events for website %%s%%s',
+            CASE WHEN seen.is_sealed THEN seen.row_events ELSE counted.total_events END,
+            seen.website_id,
+            CASE
+                WHEN seen.is_sealed THEN ', but left its row as it is: it is sealed, its raw events are being deleted'
+                WHEN kept.website_id IS NOT NULL
+                    THEN format(
+                        ', but kept its row, which counts %%s: somebody else deleted raw events, and none older are '
+                        || 'there; to count what is left, run this job with recount, from and to %%s',
+                        seen.row_events, to_char(seen.date, 'YYYY-MM-DD')
+                    )
+            END
+        ) AS log
+    FROM seen
+    LEFT JOIN counted ON seen.website_id = counted.website_id AND seen.date = counted.date
+    LEFT JOIN kept ON seen.website_id = kept.website_id AND seen.date = kept.date
+    UNION ALL
+    SELECT
+        3 AS part,
+        NULL AS website_id,
+        NULL AS date,
+        count(*) AS websites,
+        CASE
+            WHEN count(*) > 0 THEN format('[Analytics Job] ✅ Aggregated %%s website(s) for %%s', count(*), %(label)s::text)
+            ELSE format('[Analytics Job] No events on %%s: no row written', %(label)s::text)
+        END AS log
+    FROM seen
+) AS line
+ORDER BY line.part, line.website_id, line.date;

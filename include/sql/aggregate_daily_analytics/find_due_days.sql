@@ -1,19 +1,17 @@
--- Finds days that are over and whose daily stats are missing or no longer right: events came late or were soft-deleted
--- since, or the website's time zone was changed. Days whose row is final are not due. A day that has a row is looked at
--- also while it is not over in its website's new time zone, so that its row does not overlap another one until then.
--- Params: timezone (IANA name, where a website has none of its own).
--- Result: one row per day, oldest first: day (text).
--- What was counted is compared with what is there, not when it was stored: a writer that had not committed when the day
--- was aggregated, or a clock that was wrong, makes no difference. The counts come from indexes alone.
+-- Finds days whose daily stats are missing or no longer right: events came late, were edited, moved, soft- or
+-- hard-deleted since, or the website's time zone was changed. Sealed rows are never due, and rows that are kept as they
+-- are not while fewer events are there than they count. A day that is not over is due only if it has a row, as it can
+-- have after a change of the zone.
+-- Result: one row: result (json: the days, YYYY-MM-DD, oldest first), log.
+-- What was counted is compared with what is there, never one clock with another.
 WITH event_day AS MATERIALIZED (
-    SELECT day.*
-    FROM analytics_event_days(%(timezone)s, now()) AS day
-    WHERE
-        day.ends_at <= now()
-        OR EXISTS (
-            SELECT FROM analytics_daily_stats AS stats
-            WHERE stats.website_id = day.website_id AND stats.date = day.date AND stats.raw_purged_at IS NULL
-        )
+    SELECT
+        website.website_id,
+        day.date,
+        day.starts_at,
+        day.ends_at
+    FROM analytics_websites() AS website (website_id)
+    CROSS JOIN LATERAL analytics_event_days(website.website_id, '-infinity', now()) AS day
 ),
 
 due AS (
@@ -21,50 +19,32 @@ due AS (
     FROM event_day
     LEFT JOIN analytics_daily_stats AS stats
         ON event_day.website_id = stats.website_id AND event_day.date = stats.date
-    CROSS JOIN
-        LATERAL (
-            SELECT count(*) AS events FROM analytics_event AS event
-            WHERE
-                event.website_id = event_day.website_id
-                AND event.timestamp >= event_day.starts_at
-                AND event.timestamp < event_day.ends_at
-                AND event.deleted_at IS NULL
-        ) AS live
-    CROSS JOIN
-        LATERAL (
-            SELECT count(*) AS events FROM analytics_event AS event
-            WHERE
-                event.website_id = event_day.website_id
-                AND event.timestamp >= event_day.starts_at
-                AND event.timestamp < event_day.ends_at
-                AND event.deleted_at IS NOT NULL
-        ) AS deleted
+    CROSS JOIN LATERAL analytics_signs(event_day.website_id, event_day.starts_at, event_day.ends_at) AS sign
     WHERE
-        stats.raw_purged_at IS NULL
-        AND (coalesce(stats.total_events, 0), coalesce(stats.deleted_events, deleted.events))
-        <> (live.events, deleted.events)
-        OR stats.raw_purged_at IS NULL
-        AND (stats.starts_at, stats.ends_at) <> (event_day.starts_at, event_day.ends_at)
+        stats.sealed_at IS NULL
+        AND CASE
+            WHEN stats.website_id IS NULL THEN event_day.ends_at <= now() AND sign.total_events > 0
+            WHEN stats.kept_at IS NOT NULL THEN sign.total_events >= stats.total_events
+            ELSE
+                (stats.starts_at, stats.ends_at, stats.total_events, stats.deleted_events, stats.edits_hash)
+                <> (event_day.starts_at, event_day.ends_at, sign.total_events, sign.deleted_events, sign.edits_hash)
+        END
     UNION
-    -- All events of the day are gone, or are another day's since the time zone was changed.
-    SELECT row_without_events.date
-    FROM (
-        SELECT
-            stats.*,
-            analytics_website_day_start(stats.website_id, stats.date, website.timezone) AS day_starts_at,
-            analytics_website_day_start(stats.website_id, stats.date + 1, website.timezone) AS day_ends_at
-        FROM analytics_daily_stats AS stats
-        LEFT JOIN event_day ON stats.website_id = event_day.website_id AND stats.date = event_day.date
-        LEFT JOIN analytics_website_policy AS policy ON stats.website_id = policy.website_id
-        CROSS JOIN LATERAL (SELECT coalesce(policy.timezone, %(timezone)s) AS timezone) AS website
-        WHERE stats.raw_purged_at IS NULL AND event_day.date IS NULL
-    ) AS row_without_events
+    -- All events of the day are gone, or are another day's now.
+    SELECT stats.date
+    FROM analytics_daily_stats AS stats
+    LEFT JOIN event_day ON stats.website_id = event_day.website_id AND stats.date = event_day.date
     WHERE
-        row_without_events.total_events > 0
-        OR (row_without_events.starts_at, row_without_events.ends_at)
-        <> (row_without_events.day_starts_at, row_without_events.day_ends_at)
+        stats.sealed_at IS NULL
+        AND stats.kept_at IS NULL
+        AND stats.total_events > 0
+        AND event_day.date IS NULL
 )
 
-SELECT due.date::text AS day
-FROM due
-ORDER BY due.date;
+SELECT
+    coalesce(json_agg(to_char(due.date, 'YYYY-MM-DD') ORDER BY due.date), '[]') AS result,
+    CASE
+        WHEN count(*) > 0 THEN format('[Analytics Job] Found %%s day(s) without right stats', count(*))
+        ELSE '[Analytics Job] No day is due'
+    END AS log
+FROM due;

@@ -1,88 +1,116 @@
--- Deletes one batch: the oldest events of a planned range that are of proven days, at most batch_size, and makes their
--- days' stats final in the same transaction, so that no later aggregation counts what is left of a day.
--- Params: lo_timestamp, lo_id (exclusive), hi_timestamp, hi_id (inclusive), batch_size (int), and for the policy as it
--- is
---   now: moment (timestamptz), retention_days (int), timezone (IANA name).
--- Result: rows deleted. Repeated after a failure it deletes only what is left of its own range.
--- Only row versions go that the proof's snapshot shows: each of them is counted in the day's row, or soft-deleted. What
--- was stored, changed or brought back since stays. See prove_days.sql.
-WITH proven AS MATERIALIZED (
-    SELECT
-        proof.*,
-        analytics_newest_xid() AS newest_xid,
-        stats.raw_purged_at IS NOT NULL AS is_final
-    FROM analytics_purge_proof AS proof
-    INNER JOIN analytics_cutoffs(%(moment)s::timestamptz, %(timezone)s, %(retention_days)s::int) AS general
-        ON general.website_id IS NULL
-    LEFT JOIN analytics_cutoffs(%(moment)s::timestamptz, %(timezone)s, %(retention_days)s::int) AS policy
-        ON proof.website_id = policy.website_id
-    LEFT JOIN analytics_daily_stats AS stats ON proof.website_id = stats.website_id AND proof.date = stats.date
-    WHERE
-        proof.date >= (%(lo_timestamp)s::timestamptz AT TIME ZONE 'UTC')::date - 2
-        AND proof.date <= (%(hi_timestamp)s::timestamptz AT TIME ZONE 'UTC')::date + 2
-        AND proof.starts_at <= %(hi_timestamp)s::timestamptz
-        AND proof.ends_at > %(lo_timestamp)s::timestamptz
-        AND proof.ends_at <= coalesce(policy.cutoff, general.cutoff)
-        AND (coalesce(stats.total_events, 0), coalesce(stats.events_hash, 0)) = (proof.total_events, proof.events_hash)
+-- Deletes the events of one batch of the list, and takes it off the list in the same transaction: twice is once.
+-- Params: number (bigint, of the batch), done, total (bigint, for the log).
+-- Result: one row: log, result (json: rows, that were deleted; left, that should have gone and did not).
+-- Asked again of each event, as it is now: the legal hold and the retention of its website (an event that they keep
+-- stays on the list), whether it was soft-deleted when it was listed and is not any more, and whether it is still of that
+-- time. Of the last two, neither was counted where it is now: they are off the list, and found again by seal_days.sql.
+WITH batch AS MATERIALIZED (
+    DELETE FROM analytics_purge_batch WHERE number = %(number)s::bigint AND kind = 'event'
+    RETURNING first_at, last_at, ids, deleted_ids
 ),
 
-batch AS MATERIALIZED (
+listed AS MATERIALIZED (
     SELECT
-        event.ctid AS row_address,
-        proven.website_id,
-        proven.date,
-        proven.is_final OR proven.total_events = 0 AS may_go
-    FROM analytics_event AS event
-    -- Not an inner join, which may read the range once per proven day instead of once.
-    LEFT JOIN proven
-        ON
-            event.website_id = proven.website_id
-            AND event.timestamp >= proven.starts_at
-            AND event.timestamp < proven.ends_at
-    WHERE
-        (event.timestamp, event.id) > (%(lo_timestamp)s::timestamptz, %(lo_id)s)
-        AND (event.timestamp, event.id) <= (%(hi_timestamp)s::timestamptz, %(hi_id)s)
-        AND coalesce(analytics_is_visible(event.xmin, proven.newest_xid, proven.snapshot), FALSE)
-    ORDER BY event.timestamp, event.id
-    LIMIT %(batch_size)s::int
+        unnest(batch.ids) AS id,
+        TRUE AS was_live,
+        batch.first_at,
+        batch.last_at
+    FROM batch
+    UNION ALL
+    SELECT
+        unnest(batch.deleted_ids) AS id,
+        FALSE AS was_live,
+        batch.first_at,
+        batch.last_at
+    FROM batch
 ),
 
--- Rows that are not final yet, as they are once nobody else writes them. Locked in one order, so that batches which
--- share days wait for each other instead of deadlocking.
-locked AS MATERIALIZED (
+event AS MATERIALIZED (
     SELECT
-        stats.website_id,
-        stats.date,
-        proven.snapshot
-    FROM analytics_daily_stats AS stats
-    INNER JOIN proven ON stats.website_id = proven.website_id AND stats.date = proven.date
-    WHERE
-        (stats.website_id, stats.date) IN (SELECT
-            batch.website_id,
-            batch.date
-        FROM batch
-        WHERE NOT batch.may_go)
-        AND (stats.starts_at, stats.ends_at, stats.total_events, stats.events_hash)
-        = (proven.starts_at, proven.ends_at, proven.total_events, proven.events_hash)
-    ORDER BY stats.website_id, stats.date
-    FOR NO KEY UPDATE OF stats
+        listed.*,
+        raw.website_id,
+        raw.timestamp,
+        raw.deleted_at IS NULL AND NOT listed.was_live AS is_restored
+    FROM listed
+    INNER JOIN analytics_event AS raw
+        ON listed.id = raw.id AND raw.timestamp BETWEEN listed.first_at AND listed.last_at
 ),
 
-made_final AS (
-    UPDATE analytics_daily_stats AS stats
-    SET raw_purged_at = now(), purge_snapshot = locked.snapshot
-    FROM locked
-    WHERE stats.website_id = locked.website_id AND stats.date = locked.date AND stats.raw_purged_at IS NULL
+policy AS MATERIALIZED (
+    SELECT
+        stored.website_id,
+        analytics_cutoff(stored.website_id, NULL) AS cutoff
+    FROM analytics_website_policy AS stored
+    WHERE stored.website_id IN (SELECT event.website_id FROM event)
+),
+
+due AS MATERIALIZED (
+    SELECT
+        event.*,
+        coalesce(event.timestamp >= policy.cutoff, FALSE) AS is_held
+    FROM event
+    LEFT JOIN policy ON event.website_id = policy.website_id
+    WHERE NOT event.is_restored
+),
+
+deleted AS (
+    DELETE FROM analytics_event AS raw
+    USING due
+    WHERE
+        raw.id = due.id
+        AND NOT due.is_held
+        AND raw.website_id = due.website_id
+        AND raw.timestamp BETWEEN due.first_at AND due.last_at
+        AND (due.was_live OR raw.deleted_at IS NOT NULL)
+    RETURNING raw.id
+),
+
+kept AS MATERIALIZED (
+    SELECT due.* FROM due LEFT JOIN deleted ON due.id = deleted.id WHERE deleted.id IS NULL
+),
+
+listed_again AS (
+    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids)
+    SELECT
+        'event' AS kind,
+        count(*) AS rows,
+        min(kept.first_at) AS first_at,
+        max(kept.last_at) AS last_at,
+        coalesce(array_agg(kept.id) FILTER (WHERE kept.was_live), '{}') AS ids,
+        coalesce(array_agg(kept.id) FILTER (WHERE NOT kept.was_live), '{}') AS deleted_ids
+    FROM kept
+    HAVING count(*) > 0
+),
+
+total AS (
+    SELECT
+        (SELECT count(*) FROM batch) AS batches,
+        (SELECT count(*) FROM listed) AS listed,
+        (SELECT count(*) FROM deleted) AS deleted,
+        (SELECT count(*) FROM event) AS found,
+        (SELECT count(*) FROM event WHERE event.is_restored) AS restored,
+        (SELECT count(*) FROM kept WHERE kept.is_held) AS held,
+        (SELECT count(*) FROM kept WHERE NOT kept.is_held) AS left_over
 )
 
-DELETE FROM analytics_event
-WHERE
-    analytics_event.ctid = any(array(
-        SELECT batch.row_address FROM batch
-        WHERE
-            batch.may_go
-            OR EXISTS (
-                SELECT FROM locked
-                WHERE locked.website_id = batch.website_id AND locked.date = batch.date
+SELECT
+    json_build_object('rows', total.deleted, 'left', total.left_over) AS result,
+    CASE
+        WHEN total.batches = 0 THEN format('[Analytics Archive] Batch %%s was deleted before', %(number)s::bigint)
+        ELSE
+            concat_ws(
+                '; ',
+                format(
+                    '[Analytics Archive] Deleted batch of %%s events (%%s/%%s)',
+                    total.deleted, %(done)s::bigint, %(total)s::bigint
+                ),
+                CASE WHEN total.held > 0 THEN total.held || ' stay, held by the policy of their website' END,
+                CASE WHEN total.restored > 0 THEN total.restored || ' stay, since they were restored' END,
+                CASE
+                    WHEN total.listed > total.found
+                        THEN total.listed - total.found || ' were not there any more, deleted or moved by somebody else'
+                END,
+                CASE WHEN total.left_over > 0 THEN total.left_over || ' did not go, and nothing of ours keeps them' END
             )
-    ));
+    END AS log
+FROM total;

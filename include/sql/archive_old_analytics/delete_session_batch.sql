@@ -1,32 +1,88 @@
--- Deletes one batch: the oldest expired sessions of a planned range that have no event left, at most batch_size.
--- Params: lo_started_at, lo_id (exclusive), hi_started_at, hi_id (inclusive), batch_size (int), and for the policy as
--- it
---   is now: moment (timestamptz), retention_days (int), timezone (IANA name).
--- Result: rows deleted. Repeated after a failure it deletes only what is left of its own range.
--- Runs after the events' batches: a session of which an event is left, for whatever reason, stays. An event that is
--- stored for it while the statement runs is stored for a session that ended before the cutoff: as if it came after the
--- deletion.
-WITH cutoffs AS MATERIALIZED (
-    SELECT * FROM analytics_cutoffs(%(moment)s::timestamptz, %(timezone)s, %(retention_days)s::int)
+-- Deletes the sessions of one batch of the list, and takes it off the list in the same transaction: twice is once.
+-- Params: number (bigint, of the batch), done, total (bigint, for the log).
+-- Result: one row: log, result (json: rows, that were deleted; left, that should have gone and did not).
+-- Asked again of each session, as it is now: whether its visitor came back, whether an event of it is there, and the
+-- legal hold and the retention of its website. What stays is listed again by a later run once it may go.
+WITH batch AS MATERIALIZED (
+    DELETE FROM analytics_purge_batch WHERE number = %(number)s::bigint AND kind = 'session'
+    RETURNING last_at, ids
 ),
 
-batch AS MATERIALIZED (
-    SELECT session.ctid AS row_address
-    FROM analytics_session AS session
-    LEFT JOIN cutoffs AS policy ON session.website_id = policy.website_id
-    INNER JOIN cutoffs AS general ON general.website_id IS NULL
+listed AS MATERIALIZED (
+    SELECT
+        unnest(batch.ids) AS id,
+        batch.last_at
+    FROM batch
+),
+
+session AS MATERIALIZED (
+    SELECT
+        listed.*,
+        raw.website_id,
+        raw.last_activity_at
+    FROM listed
+    INNER JOIN analytics_session AS raw ON listed.id = raw.id
     WHERE
-        (session.started_at, session.id) > (%(lo_started_at)s::timestamptz, %(lo_id)s)
-        AND (session.started_at, session.id) <= (%(hi_started_at)s::timestamptz, %(hi_id)s)
-        AND session.last_activity_at < coalesce(policy.cutoff, general.cutoff)
-        AND NOT EXISTS (
-            SELECT FROM analytics_event AS event
-            WHERE event.session_id = session.session_id AND event.deleted_at IS NULL
-        )
-    ORDER BY session.started_at, session.id
-    LIMIT %(batch_size)s::int
+        raw.last_activity_at <= listed.last_at
+        AND (
+            SELECT event.id FROM analytics_event AS event
+            WHERE event.session_id = raw.session_id AND event.deleted_at IS NULL LIMIT 1
+        ) IS NULL
+        AND (
+            SELECT event.id FROM analytics_event AS event
+            WHERE event.session_id = raw.session_id AND event.deleted_at IS NOT NULL LIMIT 1
+        ) IS NULL
+),
+
+policy AS MATERIALIZED (
+    SELECT
+        stored.website_id,
+        analytics_cutoff(stored.website_id, NULL) AS cutoff
+    FROM analytics_website_policy AS stored
+    WHERE stored.website_id IN (SELECT session.website_id FROM session)
+),
+
+due AS MATERIALIZED (
+    SELECT session.*
+    FROM session
+    LEFT JOIN policy ON session.website_id = policy.website_id
+    WHERE coalesce(session.last_activity_at < policy.cutoff, TRUE)
+),
+
+deleted AS (
+    DELETE FROM analytics_session AS raw
+    USING due
+    WHERE raw.id = due.id AND raw.website_id = due.website_id AND raw.last_activity_at <= due.last_at
+    RETURNING raw.id
+),
+
+total AS (
+    SELECT
+        (SELECT count(*) FROM batch) AS batches,
+        (SELECT count(*) FROM listed) AS listed,
+        (SELECT count(*) FROM due) AS due,
+        (SELECT count(*) FROM deleted) AS deleted
 )
 
--- A session that its visitor comes back to meanwhile is another row version, at another address.
-DELETE FROM analytics_session
-WHERE analytics_session.ctid = any(array(SELECT batch.row_address FROM batch));
+SELECT
+    json_build_object('rows', total.deleted, 'left', total.due - total.deleted) AS result,
+    CASE
+        WHEN total.batches = 0 THEN format('[Analytics Archive] Batch %%s was deleted before', %(number)s::bigint)
+        ELSE
+            concat_ws(
+                '; ',
+                format(
+                    '[Analytics Archive] Deleted batch of %%s sessions (%%s/%%s)',
+                    total.deleted, %(done)s::bigint, %(total)s::bigint
+                ),
+                CASE
+                    WHEN total.listed > total.due
+                        THEN total.listed - total.due || ' stay or are gone: back, with events, held, or deleted by others'
+                END,
+                CASE
+                    WHEN total.due > total.deleted
+                        THEN total.due - total.deleted || ' did not go, and nothing of ours keeps them'
+                END
+            )
+    END AS log
+FROM total;

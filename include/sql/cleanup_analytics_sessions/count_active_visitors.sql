@@ -1,8 +1,8 @@
 -- Counts the visitors who sent an event within the session timeout, and the sessions that should have been closed.
 -- Params: idle_minutes (int).
--- Result: one row: active_visitors, left_open (idle sessions that the application was writing when they were to be
--- closed).
-SELECT
+-- Result: one row: log. Sessions are left open that the application was writing when they were to be closed.
+SELECT format(
+    '[Analytics Cleanup] %%s visitor(s) active now; %%s idle session(s) left, since they were being written',
     (
         SELECT count(*) FROM (
             SELECT DISTINCT event.visitor_id FROM analytics_event AS event
@@ -11,7 +11,7 @@ SELECT
                 AND event.timestamp <= now()
                 AND event.deleted_at IS NULL
         ) AS visitor
-    ) AS active_visitors,
+    ),
     (
         SELECT count(*) FROM analytics_session AS session
         WHERE
@@ -19,4 +19,5 @@ SELECT
             AND session.deleted_at IS NULL
             -- Not those whose timeout ended while the run went on.
             AND session.last_activity_at < now() - make_interval(mins => %(idle_minutes)s::int + 1)
-    ) AS left_open;
+    )
+) AS log;

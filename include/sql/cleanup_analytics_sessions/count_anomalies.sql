@@ -1,7 +1,10 @@
 -- Counts open sessions whose times cannot be true, because a clock was wrong.
--- Result: one row: before_start (last activity before the start), in_future (last activity still to come).
+-- Result: one row: log.
 SELECT
-    count(*) FILTER (WHERE last_activity_at < started_at) AS before_start,
-    count(*) FILTER (WHERE last_activity_at > now()) AS in_future
-FROM analytics_session
-WHERE ended_at IS NULL AND deleted_at IS NULL;
+    format(
+        '[Analytics Cleanup] Clock skew: %%s open session(s) with activity before their start, %%s in the future',
+        count(*) FILTER (WHERE session.last_activity_at < session.started_at),
+        count(*) FILTER (WHERE session.last_activity_at > now())
+    ) AS log
+FROM analytics_session AS session
+WHERE session.ended_at IS NULL AND session.deleted_at IS NULL;

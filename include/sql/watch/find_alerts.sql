@@ -1,16 +1,18 @@
 -- Finds what people should know, whichever job should have taken care of it; keeps one row per alert in
 -- analytics_alert.
--- Params: timezone (IANA name), retention_days, idle_minutes (int), behind_hours (int), database_gb (float).
--- Result: one row per alert to send now: id, state (opened, still open, recovered), condition, subject, message,
--- opened_at
---   (text). An alert is due when it opens, a day after it was last sent, and when it has recovered. It is claimed here,
---   so that of two runs at the same moment one sends it, and due again if it is not marked as sent within 5 minutes.
+-- Params: retention_days, idle_minutes, behind_hours (int), database_gb (float).
+-- Result: one row: log, result (json: the alerts to send now: id, state (opened, still open, recovered), condition,
+--   subject, message, opened_at). An alert is due when it opens, a day after it was last sent, and when it has recovered.
+--   It is claimed here, so that of two runs at the same moment one sends it, and due again if it is not marked as sent
+--   within 5 minutes.
 WITH website AS MATERIALIZED (
     SELECT
         website.website_id,
-        website.timezone,
+        analytics_cutoff(website.website_id, %(retention_days)s::int) AS cutoff,
+        -- What is before has a time that no calendar has, and stays.
+        analytics_day_start(website.website_id, '0001-01-01') AS first_instant,
         newest.ends_at AS counted_up_to
-    FROM analytics_websites(%(timezone)s) AS website
+    FROM analytics_websites() AS website (website_id)
     LEFT JOIN LATERAL (
         SELECT stats.ends_at FROM analytics_daily_stats AS stats
         WHERE stats.website_id = website.website_id
@@ -29,29 +31,29 @@ waiting AS (
             SELECT min(event.timestamp) AS timestamp FROM analytics_event AS event
             WHERE
                 event.website_id = website.website_id
-                AND event.timestamp >= coalesce(website.counted_up_to, '0001-01-01')
+                AND event.timestamp >= coalesce(website.counted_up_to, website.first_instant)
                 AND event.timestamp < now()
                 AND event.deleted_at IS NULL
         ) AS first_event
-    CROSS JOIN LATERAL analytics_website_day(website.website_id, first_event.timestamp, website.timezone) AS day
-    WHERE first_event.timestamp IS NOT NULL AND day.ends_at < now() - make_interval(hours => %(behind_hours)s::int)
+    CROSS JOIN LATERAL analytics_day(website.website_id, first_event.timestamp) AS day
+    WHERE day.ends_at < now() - make_interval(hours => %(behind_hours)s::int)
 ),
 
 expired AS (
     SELECT
         website.website_id,
-        extract(DAY FROM coalesce(policy.cutoff, general.cutoff) - oldest.timestamp) AS days
+        extract(DAY FROM website.cutoff - oldest.timestamp) AS days
     FROM website
-    LEFT JOIN analytics_cutoffs(now(), %(timezone)s, %(retention_days)s::int) AS policy
-        ON website.website_id = policy.website_id
-    INNER JOIN analytics_cutoffs(now(), %(timezone)s, %(retention_days)s::int) AS general
-        ON general.website_id IS NULL
     CROSS JOIN
         LATERAL (
             SELECT min(event.timestamp) AS timestamp FROM analytics_event AS event
-            WHERE event.website_id = website.website_id AND event.deleted_at IS NULL
+            WHERE
+                event.website_id = website.website_id
+                AND event.timestamp >= website.first_instant
+                AND event.timestamp < website.cutoff
+                AND event.deleted_at IS NULL
         ) AS oldest
-    WHERE oldest.timestamp < coalesce(policy.cutoff, general.cutoff) - interval '8 days'
+    WHERE oldest.timestamp < website.cutoff - interval '8 days'
 ),
 
 usual AS (
@@ -98,9 +100,21 @@ growth AS (
     HAVING max(run.finished_at) - min(run.finished_at) > interval '1 day'
 ),
 
+kept AS (
+    SELECT
+        stats.website_id,
+        count(*) AS days,
+        row_number() OVER (ORDER BY stats.website_id) AS place,
+        count(*) OVER () AS websites
+    FROM analytics_daily_stats AS stats
+    WHERE stats.sealed_at IS NULL AND stats.kept_at > now() - interval '23 hours'
+    GROUP BY stats.website_id
+),
+
 last_run AS (
     SELECT DISTINCT ON (run.job)
         run.job,
+        run.unsealed_days,
         run.problem
     FROM analytics_job_run AS run
     WHERE run.outcome <> 'running'
@@ -160,7 +174,7 @@ current_alert (condition, subject, message) AS MATERIALIZED (
         '',
         format('The last run of archive_old_analytics failed: %%s', last_run.problem)
     FROM last_run
-    WHERE last_run.job = 'archive_old_analytics' AND last_run.problem LIKE '%%were left alone%%'
+    WHERE last_run.job = 'archive_old_analytics' AND last_run.unsealed_days > 0
     UNION ALL
     SELECT
         'cleanup_missing',
@@ -195,6 +209,33 @@ current_alert (condition, subject, message) AS MATERIALIZED (
             silent.events
         )
     FROM silent
+    UNION ALL
+    SELECT
+        'rows_kept',
+        '',
+        format(
+            'Raw events that were counted are missing at the old end of %%s website(s), and none of these jobs deleted '
+            || 'them (%%s%%s); their %%s row(s) are kept as they were counted; look whether another job deletes raw events.',
+            max(kept.websites),
+            string_agg(kept.website_id, ', ' ORDER BY kept.place) FILTER (WHERE kept.place <= 10),
+            CASE WHEN max(kept.websites) > 10 THEN ', ...' ELSE '' END,
+            sum(kept.days)
+        )
+    FROM kept
+    HAVING count(*) > 0
+    UNION ALL
+    SELECT
+        'late_events',
+        '',
+        format(
+            '%%s event(s) came for days that were sealed already; they are counted as late, without their visitors and '
+            || 'pages; look whether old events were imported, or whether a client sends them months later.',
+            max(run.late_events)
+        )
+    FROM analytics_job_run AS run
+    -- A few always come late.
+    WHERE run.late_events > 10 AND run.started_at > now() - interval '23 hours'
+    HAVING count(*) > 0
 ),
 
 open_alert AS (
@@ -226,8 +267,10 @@ recovered_alert AS (
     SET
         recovered_at = coalesce(alert.recovered_at, now()),
         claimed_at = now(),
-        -- Nobody was told that it was open, so nobody need know that it is over.
-        recovery_sent_at = CASE WHEN alert.sent_at IS NULL THEN now() END
+        -- Nobody was told that it was open, so nobody need know that it is over; and what happened once is not over.
+        recovery_sent_at = CASE
+            WHEN alert.sent_at IS NULL OR alert.condition IN ('rows_kept', 'late_events') THEN now()
+        END
     WHERE
         alert.recovery_sent_at IS NULL
         AND (
@@ -241,22 +284,32 @@ recovered_alert AS (
 )
 
 SELECT
-    open_alert.id,
-    open_alert.condition,
-    open_alert.subject,
-    open_alert.message,
-    CASE WHEN open_alert.sent_at IS NULL THEN 'opened' ELSE 'still open' END AS state,
-    open_alert.opened_at::text AS opened_at
-FROM open_alert
-WHERE open_alert.claimed_at = now()
-UNION ALL
-SELECT
-    recovered_alert.id,
-    recovered_alert.condition,
-    recovered_alert.subject,
-    recovered_alert.message,
-    'recovered' AS state,
-    recovered_alert.opened_at::text AS opened_at
-FROM recovered_alert
-WHERE recovered_alert.sent_at IS NOT NULL
-ORDER BY state, condition, subject;
+    coalesce(json_agg(due ORDER BY due.state, due.condition, due.subject), '[]') AS result,
+    coalesce(
+        string_agg(
+            format('[Analytics Watch] %%s: %%s', due.state, due.message),
+            E'\n' ORDER BY due.state, due.condition, due.subject
+        ),
+        '[Analytics Watch] No alert is due'
+    ) AS log
+FROM (
+    SELECT
+        open_alert.id,
+        open_alert.condition,
+        open_alert.subject,
+        open_alert.message,
+        CASE WHEN open_alert.sent_at IS NULL THEN 'opened' ELSE 'still open' END AS state,
+        to_char(open_alert.opened_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') AS opened_at
+    FROM open_alert
+    WHERE open_alert.claimed_at = now()
+    UNION ALL
+    SELECT
+        recovered_alert.id,
+        recovered_alert.condition,
+        recovered_alert.subject,
+        recovered_alert.message,
+        'recovered' AS state,
+        to_char(recovered_alert.opened_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') AS opened_at
+    FROM recovered_alert
+    WHERE recovered_alert.recovery_sent_at IS NULL
+) AS due;

@@ -1,9 +1,7 @@
 -- Writes what a run did, after it did it.
--- Params: job (text), run_id (text), target (text), rows_written, rows_deleted, batches (bigint), outcome (text),
--- problem
---   (text).
--- Result: one row: outcome, rows_read, rows_written, rows_deleted, batches, database_bytes, duration_seconds, and
---   error_rate (share of the 100 runs before it that failed).
+-- Params: job, run_id, target, outcome, problem (text), rows_written, rows_deleted, batches, unsealed_days (bigint).
+-- Result: one row: result (json: outcome, rows_read, rows_written, rows_deleted, batches, late_events, database_bytes,
+--   duration_seconds, and error_rate, the share of the 100 runs before it that failed).
 WITH aggregated AS (
     -- What this run counted is what was counted since it began.
     SELECT
@@ -29,6 +27,7 @@ INSERT INTO analytics_job_run AS run (
     target,
     rows_deleted,
     batches,
+    unsealed_days,
     outcome,
     problem
 )
@@ -43,6 +42,7 @@ SELECT
     %(target)s AS target,
     %(rows_deleted)s::bigint AS rows_deleted,
     %(batches)s::bigint AS batches,
+    %(unsealed_days)s::bigint AS unsealed_days,
     %(outcome)s AS outcome,
     %(problem)s AS problem
 FROM aggregated
@@ -54,22 +54,26 @@ ON CONFLICT (job, run_id) DO UPDATE
         rows_written = excluded.rows_written,
         rows_deleted = excluded.rows_deleted,
         batches = excluded.batches,
+        unsealed_days = excluded.unsealed_days,
         database_bytes = excluded.database_bytes,
         outcome = excluded.outcome,
         problem = excluded.problem
 RETURNING
-    run.outcome,
-    run.rows_read,
-    run.rows_written,
-    run.rows_deleted,
-    run.batches,
-    run.database_bytes,
-    extract(EPOCH FROM run.finished_at - run.started_at)::float8 AS duration_seconds,
-    (
-        SELECT coalesce(avg((earlier.outcome = 'failed')::int), 0)::float8
-        FROM (
-            SELECT previous.outcome FROM analytics_job_run AS previous
-            WHERE previous.job = %(job)s AND previous.outcome <> 'running'
-            ORDER BY previous.started_at DESC LIMIT 100
-        ) AS earlier
-    ) AS error_rate;
+    json_build_object(
+        'outcome', run.outcome,
+        'rows_read', run.rows_read,
+        'rows_written', run.rows_written,
+        'rows_deleted', run.rows_deleted,
+        'batches', run.batches,
+        'late_events', run.late_events,
+        'database_bytes', run.database_bytes,
+        'duration_seconds', extract(EPOCH FROM run.finished_at - run.started_at)::float8,
+        'error_rate', (
+            SELECT coalesce(avg((earlier.outcome = 'failed')::int), 0)::float8
+            FROM (
+                SELECT previous.outcome FROM analytics_job_run AS previous
+                WHERE previous.job = %(job)s AND previous.outcome <> 'running'
+                ORDER BY previous.started_at DESC LIMIT 100
+            ) AS earlier
+        )
+    ) AS result;

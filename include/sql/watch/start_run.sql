@@ -1,5 +1,7 @@
--- Writes that a run has started. One that is started again keeps its start.
--- Params: job (text), run_id (text).
+-- Writes that a run has started, and which time zone holds from now on. One that is started again keeps its start.
+-- Params: job, run_id (text), timezone (IANA name, of websites that have none of their own).
+-- Result: one row: log, a sentence where the time zone has changed.
 INSERT INTO analytics_job_run AS run (job, run_id, started_at)
 VALUES (%(job)s, %(run_id)s, now())
-ON CONFLICT (job, run_id) DO UPDATE SET outcome = 'running', finished_at = NULL, problem = NULL;
+ON CONFLICT (job, run_id) DO UPDATE SET outcome = 'running', finished_at = NULL, problem = NULL
+RETURNING '[Analytics] ' || analytics_use_timezone(%(timezone)s) AS log;

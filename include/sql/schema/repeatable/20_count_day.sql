@@ -1,5 +1,56 @@
 -- What the raw events of a day say.
 
+-- The hash of everything of an event that is counted. Rows are known by their id, so that no two events cancel out.
+CREATE OR REPLACE FUNCTION analytics_event_hash(
+    id text, event_type text, pathname text, referrer_source text, visitor_id text, session_id text
+)
+RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT hash_record_extended(ROW(id, event_type, pathname, referrer_source, visitor_id, session_id), 0)
+$$;
+
+-- What tells cheaply, from indexes alone, that events came, went or were edited: how many there are, how many are
+-- soft-deleted, and which of them the application has edited, and when. A change that leaves no trace in it, such as one
+-- event in place of another, is found by the hash of all events before any of them is deleted.
+CREATE OR REPLACE FUNCTION analytics_signs(
+    website text,
+    from_instant timestamptz,
+    to_instant timestamptz,
+    OUT total_events bigint,
+    OUT deleted_events bigint,
+    OUT edits_hash bigint
+)
+LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+BEGIN
+    total_events := (
+        SELECT count(*) FROM analytics_event AS event
+        WHERE
+            event.website_id = website
+            AND event.timestamp >= from_instant
+            AND event.timestamp < to_instant
+            AND event.deleted_at IS NULL
+    );
+    deleted_events := (
+        SELECT count(*) FROM analytics_event AS event
+        WHERE
+            event.website_id = website
+            AND event.timestamp >= from_instant
+            AND event.timestamp < to_instant
+            AND event.deleted_at IS NOT NULL
+    );
+    edits_hash := (
+        SELECT coalesce(bit_xor(hash_record_extended(ROW(event.id, event.updated_at), 0)), 0)
+        FROM analytics_event AS event
+        WHERE
+            event.website_id = website
+            AND event.timestamp >= from_instant
+            AND event.timestamp < to_instant
+            AND event.updated_at <> event.created_at
+            AND event.deleted_at IS NULL
+    );
+END
+$$;
+
 -- The bit of a visitor in visitor_sketch, a bitmap of 24 levels of 2048 bits (Flajolet and Martin, "Probabilistic
 -- counting algorithms for data base applications", 1985). The visitor's hash decides: level n gets a visitor with
 -- probability 2^-(n+1), the last level what is left. The sketch of several days is the bitwise or of theirs.
@@ -21,6 +72,7 @@ RETURNS TABLE (
     top_referrers jsonb,
     total_events bigint,
     deleted_events bigint,
+    edits_hash bigint,
     events_hash bigint,
     visitor_sketch bit(49152)
 )
@@ -29,6 +81,7 @@ LANGUAGE plpgsql STABLE
 -- times slower, and is what the planner chooses where it overestimates their number.
 SET plan_cache_mode = force_generic_plan
 SET enable_sort = off
+SET jit = off
 AS $$
 BEGIN
     RETURN QUERY
@@ -41,7 +94,9 @@ BEGIN
             count(*) AS events,
             count(*) FILTER (WHERE event.event_type = 'pageview') AS pageviews,
             count(*) FILTER (WHERE event.event_type = 'custom_event') AS custom_events,
-            bit_xor(hashtextextended(event.id, 0)) AS ids
+            bit_xor(analytics_event_hash(
+                event.id, event.event_type, event.pathname, event.referrer_source, event.visitor_id, event.session_id
+            )) AS hash
         FROM analytics_event AS event
         WHERE
             event.website_id = website
@@ -50,6 +105,8 @@ BEGIN
             AND event.deleted_at IS NULL
         GROUP BY GROUPING SETS ((event.pathname), (event.referrer_source), (event.visitor_id), (event.session_id))
     ),
+
+    sign AS MATERIALIZED (SELECT * FROM analytics_signs(website, from_instant, to_instant)),
 
     page AS (
         SELECT
@@ -71,7 +128,7 @@ BEGIN
 
     -- SHA-256, since sketches are kept for ever, and PostgreSQL's own hashes may differ between versions.
     visitor AS MATERIALIZED (
-        SELECT ('x' || substring(sha256(convert_to(grouped.visitor_id, 'UTF8'))::text FROM 3 FOR 16))::bit(64) AS hash
+        SELECT ('x' || left(encode(sha256(convert_to(grouped.visitor_id, 'UTF8')), 'hex'), 16))::bit(64) AS hash
         FROM grouped
         WHERE grouped.absent = b'1101'::int
     ),
@@ -108,15 +165,9 @@ BEGIN
             FROM referrer
         ), '[]'),
         coalesce(sum(grouped.events) FILTER (WHERE grouped.absent = b'0111'::int), 0)::bigint,
-        (
-            SELECT count(*) FROM analytics_event AS event
-            WHERE
-                event.website_id = website
-                AND event.timestamp >= from_instant
-                AND event.timestamp < to_instant
-                AND event.deleted_at IS NOT NULL
-        ),
-        coalesce(bit_xor(grouped.ids) FILTER (WHERE grouped.absent = b'0111'::int), 0),
+        (SELECT sign.deleted_events FROM sign),
+        (SELECT sign.edits_hash FROM sign),
+        coalesce(bit_xor(grouped.hash) FILTER (WHERE grouped.absent = b'0111'::int), 0),
         -- The cast fills up with zeros.
         (SELECT sketch.bits::bit(49152) FROM sketch)
     FROM grouped;

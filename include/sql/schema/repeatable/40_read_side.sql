@@ -1,74 +1,86 @@
 -- What people ask: traffic per day, whether it was aggregated yet or not, and visitors of any range of days.
 -- Their names are resolved here once, whatever search_path the reader has.
 
--- The days that have events and no row yet, today included, counted now.
+-- The days of a website that have events and no row yet, today included, counted now.
 CREATE OR REPLACE FUNCTION analytics_live_days(
-    only_website text DEFAULT NULL, from_day date DEFAULT '-infinity', to_day date DEFAULT 'infinity'
+    website text, from_day date DEFAULT '-infinity', to_day date DEFAULT 'infinity'
 )
-RETURNS SETOF analytics_daily_stats
-LANGUAGE sql STABLE ROWS 100
+RETURNS TABLE (
+    date date,
+    starts_at timestamptz,
+    ends_at timestamptz,
+    total_pageviews bigint,
+    total_custom_events bigint,
+    unique_visitors bigint,
+    unique_sessions bigint,
+    top_pages jsonb,
+    top_referrers jsonb,
+    total_events bigint,
+    visitor_sketch bit(49152)
+)
+LANGUAGE sql STABLE ROWS 2
 SET search_path FROM CURRENT
+SET jit = off
 AS $$
+    WITH missing AS MATERIALIZED (
+        SELECT day.*
+        FROM analytics_event_days(
+            website,
+            analytics_day_start(website, greatest(from_day, '0001-01-01')),
+            least(now(), analytics_day_start(website, least(to_day, '9999-12-31') + 1))
+        ) AS day
+        WHERE
+            NOT EXISTS (
+                SELECT FROM analytics_daily_stats AS stats
+                WHERE stats.website_id = website AND stats.date = day.date
+            )
+    )
+
     SELECT
-        day.website_id, day.date, counted.total_pageviews, counted.total_custom_events, counted.unique_visitors,
-        counted.unique_sessions, counted.top_pages, counted.top_referrers, counted.total_events, counted.deleted_events,
-        counted.events_hash, counted.visitor_sketch, day.timezone, day.starts_at, day.ends_at, NULL::timestamptz,
-        NULL::timestamptz, NULL::pg_snapshot
-    FROM analytics_event_days(NULL, now(), only_website) AS day
-    CROSS JOIN LATERAL analytics_count_day(day.website_id, day.starts_at, day.ends_at) AS counted
-    WHERE
-        day.date BETWEEN from_day AND to_day
-        AND counted.total_events > 0
-        AND NOT EXISTS (
-            SELECT FROM analytics_daily_stats AS stats
-            WHERE stats.website_id = day.website_id AND stats.date = day.date
-        )
+        missing.*, counted.total_pageviews, counted.total_custom_events, counted.unique_visitors,
+        counted.unique_sessions, counted.top_pages, counted.top_referrers, counted.total_events, counted.visitor_sketch
+    FROM missing
+    CROSS JOIN LATERAL analytics_count_day(website, missing.starts_at, missing.ends_at) AS counted
+    WHERE counted.total_events > 0
 $$;
 
 -- Per website and day, the row of analytics_daily_stats where there is one, else what a count gives now (aggregated_at
--- is NULL). Right before and after the raw events are gone.
+-- is NULL). Right before and after the raw events are gone. The totals have the events that came late as well.
 CREATE OR REPLACE VIEW analytics_traffic_daily AS
 SELECT
     website_id,
     date,
-    total_pageviews,
-    total_custom_events,
+    total_pageviews + late_pageviews AS total_pageviews,
+    total_custom_events + late_custom_events AS total_custom_events,
     unique_visitors,
     unique_sessions,
     top_pages,
     top_referrers,
-    total_events,
-    deleted_events,
-    events_hash,
+    total_events + late_pageviews + late_custom_events AS total_events,
     visitor_sketch,
-    timezone,
     starts_at,
     ends_at,
     aggregated_at,
-    raw_purged_at,
-    purge_snapshot
+    sealed_at
 FROM analytics_daily_stats
 UNION ALL
 SELECT
-    website_id,
-    date,
-    total_pageviews,
-    total_custom_events,
-    unique_visitors,
-    unique_sessions,
-    top_pages,
-    top_referrers,
-    total_events,
-    deleted_events,
-    events_hash,
-    visitor_sketch,
-    timezone,
-    starts_at,
-    ends_at,
-    aggregated_at,
-    raw_purged_at,
-    purge_snapshot
-FROM analytics_live_days();
+    website.website_id,
+    live.date,
+    live.total_pageviews,
+    live.total_custom_events,
+    live.unique_visitors,
+    live.unique_sessions,
+    live.top_pages,
+    live.top_referrers,
+    live.total_events,
+    live.visitor_sketch,
+    live.starts_at,
+    live.ends_at,
+    NULL AS aggregated_at,
+    NULL AS sealed_at
+FROM analytics_websites() AS website (website_id)
+CROSS JOIN LATERAL analytics_live_days(website.website_id) AS live;
 
 -- How many visitors a sketch has seen: the most likely number. Its standard error is 0.65 / sqrt(2048) = 1.4 %.
 -- A bit of a level that gets a visitor with probability p is set with probability 1 - exp(-n * p / 2048).
@@ -109,23 +121,23 @@ $$;
 CREATE OR REPLACE FUNCTION analytics_unique_visitors(website text, from_day date, to_day date) RETURNS bigint
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
+SET jit = off
 AS $$
-DECLARE
-    day_timezone text := (SELECT timezone FROM analytics_websites(NULL, website));
-    days bigint;
-    purged_days bigint;
 BEGIN
-    SELECT count(*), count(stats.raw_purged_at) INTO days, purged_days
-    FROM analytics_daily_stats AS stats
-    WHERE stats.website_id = website AND stats.date BETWEEN from_day AND to_day;
-    IF purged_days = 0 THEN
+    IF NOT EXISTS (
+        SELECT FROM analytics_daily_stats AS stats
+        WHERE
+            stats.website_id = website
+            AND stats.date BETWEEN from_day AND to_day
+            AND (stats.sealed_at IS NOT NULL OR stats.kept_at IS NOT NULL)
+    ) THEN
         RETURN (
             SELECT count(*) FROM (
                 SELECT DISTINCT event.visitor_id FROM analytics_event AS event
                 WHERE
                     event.website_id = website
-                    AND event.timestamp >= analytics_website_day_start(website, from_day, day_timezone)
-                    AND event.timestamp < analytics_website_day_start(website, to_day + 1, day_timezone)
+                    AND event.timestamp >= analytics_day_start(website, greatest(from_day, '0001-01-01'))
+                    AND event.timestamp < analytics_day_start(website, least(to_day, '9999-12-31') + 1)
                     AND event.deleted_at IS NULL
             ) AS visitor
         );
@@ -138,19 +150,16 @@ BEGIN
             END
         FROM (
             SELECT
-                stats.date,
                 stats.unique_visitors,
                 stats.visitor_sketch
             FROM analytics_daily_stats AS stats
-            WHERE stats.website_id = website
+            WHERE stats.website_id = website AND stats.date BETWEEN from_day AND to_day
             UNION ALL
             SELECT
-                live.date,
                 live.unique_visitors,
                 live.visitor_sketch
             FROM analytics_live_days(website, from_day, to_day) AS live
         ) AS traffic
-        WHERE traffic.date BETWEEN from_day AND to_day
     );
 END
 $$;

@@ -1,0 +1,263 @@
+-- Seals expired days and lists their raw events for deletion, in one statement with one snapshot. A day is sealed if its
+-- row counts exactly the events that the snapshot shows, and just what the snapshot shows is listed: so nothing is
+-- deleted that was not counted. What is found of a sealed day and is not on the list came later: it is counted in
+-- columns of its own, and listed.
+-- Params: first_day, last_day (date), retention_days (int), batch_size (int), dry_run (boolean: write nothing),
+--   job, run_id (text).
+-- Result: one row: log, result (NULL, or json about the days whose row does not count exactly their events, which are
+--   left: first_day, last_day, count, named, and the parameters of aggregate_day.sql).
+-- Runs in REPEATABLE READ: of two runs of a day at the same moment, one fails and is tried again.
+WITH day AS MATERIALIZED (
+    SELECT
+        website.website_id,
+        day.date,
+        day.starts_at,
+        day.ends_at,
+        stats.sealed_at IS NOT NULL AS was_sealed,
+        stats.kept_at IS NOT NULL AS is_kept,
+        stats.total_events,
+        stats.events_hash,
+        (stats.starts_at, stats.ends_at) = (day.starts_at, day.ends_at) AS has_bounds
+    FROM (
+        SELECT
+            name.website_id,
+            analytics_cutoff(name.website_id, %(retention_days)s::int) AS cutoff
+        FROM analytics_websites() AS name (website_id)
+    ) AS website
+    CROSS JOIN LATERAL analytics_event_days(
+        website.website_id,
+        analytics_day_start(website.website_id, %(first_day)s::date),
+        least(website.cutoff, analytics_day_start(website.website_id, %(last_day)s::date + 1))
+    ) AS day
+    LEFT JOIN analytics_daily_stats AS stats ON website.website_id = stats.website_id AND day.date = stats.date
+    WHERE day.ends_at <= website.cutoff
+),
+
+on_list AS MATERIALIZED (
+    SELECT
+        batch.ids,
+        batch.deleted_ids
+    FROM analytics_purge_batch AS batch
+    WHERE
+        batch.kind = 'event'
+        AND batch.last_at >= (SELECT min(day.starts_at) FROM day)
+        AND batch.first_at < (SELECT max(day.ends_at) FROM day)
+),
+
+-- A soft-deleted event on the list that was restored is listed anew, as a live one.
+listed AS MATERIALIZED (
+    SELECT
+        name.id,
+        bool_or(name.is_live) AS is_live
+    FROM (
+        SELECT
+            unnest(on_list.ids) AS id,
+            TRUE AS is_live
+        FROM on_list
+        UNION ALL
+        SELECT
+            unnest(on_list.deleted_ids) AS id,
+            FALSE AS is_live
+        FROM on_list
+    ) AS name
+    GROUP BY name.id
+),
+
+raw AS MATERIALIZED (
+    SELECT
+        day.website_id,
+        day.date,
+        event.id,
+        event.timestamp,
+        event.is_pageview,
+        event.is_live,
+        event.hash,
+        listed.id IS NULL AS is_new
+    FROM day
+    CROSS JOIN LATERAL (
+        SELECT
+            live.id,
+            live.timestamp,
+            live.event_type = 'pageview' AS is_pageview,
+            TRUE AS is_live,
+            analytics_event_hash(
+                live.id, live.event_type, live.pathname, live.referrer_source, live.visitor_id, live.session_id
+            ) AS hash
+        FROM analytics_event AS live
+        WHERE
+            live.website_id = day.website_id
+            AND live.timestamp >= day.starts_at
+            AND live.timestamp < day.ends_at
+            AND live.deleted_at IS NULL
+        UNION ALL
+        SELECT
+            deleted.id,
+            deleted.timestamp,
+            FALSE AS is_pageview,
+            FALSE AS is_live,
+            NULL AS hash
+        FROM analytics_event AS deleted
+        WHERE
+            deleted.website_id = day.website_id
+            AND deleted.timestamp >= day.starts_at
+            AND deleted.timestamp < day.ends_at
+            AND deleted.deleted_at IS NOT NULL
+    ) AS event
+    LEFT JOIN listed ON event.id = listed.id AND (listed.is_live OR NOT event.is_live)
+),
+
+verdict AS MATERIALIZED (
+    SELECT
+        day.website_id,
+        day.date,
+        day.total_events,
+        day.events_hash,
+        found.events,
+        found.late_pageviews,
+        found.late_custom_events,
+        CASE
+            WHEN day.was_sealed THEN 'late'
+            WHEN day.total_events IS NULL AND found.events = 0 THEN 'not counted'
+            WHEN day.is_kept AND found.events < day.total_events THEN 'kept'
+            WHEN day.has_bounds AND (day.total_events, day.events_hash) = (found.events, found.hash) THEN 'exact'
+            ELSE 'inexact'
+        END AS outcome
+    FROM day
+    INNER JOIN (
+        SELECT
+            raw.website_id,
+            raw.date,
+            count(*) FILTER (WHERE raw.is_live) AS events,
+            coalesce(bit_xor(raw.hash), 0) AS hash,
+            count(*) FILTER (WHERE raw.is_new AND raw.is_live AND raw.is_pageview) AS late_pageviews,
+            count(*) FILTER (WHERE raw.is_new AND raw.is_live AND NOT raw.is_pageview) AS late_custom_events
+        FROM raw
+        GROUP BY raw.website_id, raw.date
+    ) AS found ON day.website_id = found.website_id AND day.date = found.date
+),
+
+sealed AS (
+    UPDATE analytics_daily_stats AS stats
+    SET sealed_at = now()
+    FROM verdict
+    WHERE
+        stats.website_id = verdict.website_id
+        AND stats.date = verdict.date
+        AND verdict.outcome IN ('exact', 'kept')
+        AND stats.sealed_at IS NULL
+        AND (stats.total_events, stats.events_hash) = (verdict.total_events, verdict.events_hash)
+        AND NOT %(dry_run)s::boolean
+    RETURNING stats.website_id, stats.date
+),
+
+late AS (
+    UPDATE analytics_daily_stats AS stats
+    SET
+        late_pageviews = stats.late_pageviews + verdict.late_pageviews,
+        late_custom_events = stats.late_custom_events + verdict.late_custom_events
+    FROM verdict
+    WHERE
+        stats.website_id = verdict.website_id
+        AND stats.date = verdict.date
+        AND verdict.outcome = 'late'
+        AND verdict.late_pageviews + verdict.late_custom_events > 0
+        AND NOT %(dry_run)s::boolean
+    RETURNING verdict.late_pageviews + verdict.late_custom_events AS events
+),
+
+late_in_ledger AS (
+    UPDATE analytics_job_run AS run
+    SET late_events = run.late_events + late_sum.events
+    FROM (SELECT sum(late.events) AS events FROM late) AS late_sum
+    WHERE run.job = %(job)s AND run.run_id = %(run_id)s AND late_sum.events > 0
+),
+
+numbered AS MATERIALIZED (
+    SELECT
+        raw.id,
+        raw.timestamp,
+        raw.is_live,
+        (row_number() OVER (ORDER BY raw.timestamp ASC, raw.id COLLATE "C" ASC) - 1) / %(batch_size)s::int AS batch
+    FROM raw
+    INNER JOIN verdict ON raw.website_id = verdict.website_id AND raw.date = verdict.date
+    LEFT JOIN sealed ON raw.website_id = sealed.website_id AND raw.date = sealed.date
+    WHERE raw.is_new AND (sealed.date IS NOT NULL OR verdict.outcome IN ('late', 'not counted'))
+),
+
+written AS (
+    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids)
+    SELECT
+        'event' AS kind,
+        count(*) AS rows,
+        min(numbered.timestamp) AS first_at,
+        max(numbered.timestamp) AS last_at,
+        coalesce(array_agg(numbered.id) FILTER (WHERE numbered.is_live), '{}') AS ids,
+        coalesce(array_agg(numbered.id) FILTER (WHERE NOT numbered.is_live), '{}') AS deleted_ids
+    FROM numbered
+    WHERE NOT %(dry_run)s::boolean
+    GROUP BY numbered.batch
+    ORDER BY numbered.batch
+    RETURNING rows
+),
+
+remark AS (
+    SELECT
+        verdict.website_id,
+        verdict.date,
+        verdict.outcome,
+        format(
+            '%%s %%s (%%s)',
+            verdict.website_id,
+            to_char(verdict.date, 'YYYY-MM-DD'),
+            CASE verdict.outcome
+                WHEN 'late'
+                    THEN format(
+                        '%%s event(s) came after its stats were sealed and are counted as late',
+                        verdict.late_pageviews + verdict.late_custom_events
+                    )
+                WHEN 'kept' THEN format('sealed as it is: %%s counted, %%s left', verdict.total_events, verdict.events)
+                ELSE format('%%s event(s), %%s', verdict.events, coalesce('stats of ' || verdict.total_events, 'no stats'))
+            END
+        ) AS text,
+        row_number() OVER (PARTITION BY verdict.outcome ORDER BY verdict.date, verdict.website_id) AS number
+    FROM verdict
+    WHERE
+        verdict.outcome IN ('kept', 'inexact')
+        OR verdict.outcome = 'late' AND verdict.late_pageviews + verdict.late_custom_events > 0
+)
+
+SELECT
+    concat_ws(
+        E'\n',
+        (
+            SELECT string_agg('[Analytics Archive] ' || remark.text, E'\n' ORDER BY remark.date, remark.website_id)
+            FROM remark
+        ),
+        format(
+            '[Analytics Archive] %%s to %%s: sealed %%s day(s), listed %%s event(s) in %%s batch(es)%%s',
+            %(first_day)s::text,
+            %(last_day)s::text,
+            (SELECT count(*) FROM sealed),
+            (SELECT coalesce(sum(written.rows), 0) FROM written),
+            (SELECT count(*) FROM written),
+            CASE WHEN %(dry_run)s::boolean THEN '; a dry run writes nothing' END
+        )
+    ) AS log,
+    CASE
+        WHEN count(*) > 0
+            THEN json_build_object(
+                'first_day', %(first_day)s::text,
+                'last_day', %(last_day)s::text,
+                'count', count(*),
+                'named', string_agg(remark.text, ', ' ORDER BY remark.number) FILTER (WHERE remark.number <= 10),
+                'days', json_agg(DISTINCT to_char(remark.date, 'YYYY-MM-DD')),
+                'label', concat_ws(
+                    ' to ',
+                    to_char(min(remark.date), 'YYYY-MM-DD'),
+                    CASE WHEN min(remark.date) < max(remark.date) THEN to_char(max(remark.date), 'YYYY-MM-DD') END
+                ),
+                'recount', FALSE
+            )
+    END AS result
+FROM remark
+WHERE remark.outcome = 'inexact';

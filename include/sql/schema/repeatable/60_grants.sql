@@ -1,0 +1,52 @@
+-- The least-privileged roles of the jobs and of those who only look. They cannot log in: make a login role a member.
+-- Whatever the default privileges of the database give to PUBLIC, each of them has what it needs by name.
+
+DO $$
+DECLARE
+    role_name name;
+BEGIN
+    FOREACH role_name IN ARRAY ARRAY['analytics_jobs', 'analytics_readers'] LOOP
+        BEGIN
+            -- Asked first, so that an owner who may not create roles can install once somebody else has made them.
+            IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role_name) THEN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', role_name);
+            END IF;
+        EXCEPTION
+            -- Another database's installer was faster.
+            WHEN duplicate_object OR unique_violation THEN NULL;
+        END;
+    END LOOP;
+END
+$$;
+
+-- Where the owner of our tables may not grant one of these, PostgreSQL warns, and PUBLIC has it.
+DO $$
+DECLARE
+    object text;
+BEGIN
+    FOR object IN
+        SELECT format('CONNECT ON DATABASE %I', current_database())
+        UNION ALL
+        SELECT format('USAGE ON SCHEMA %I', schema_name) FROM unnest(current_schemas(FALSE)) AS schema_name
+        UNION ALL
+        SELECT format('EXECUTE ON FUNCTION %s', pg_proc.oid::regprocedure)
+        FROM pg_catalog.pg_proc
+        INNER JOIN pg_catalog.pg_namespace ON pg_proc.pronamespace = pg_namespace.oid
+        WHERE pg_namespace.nspname = current_schema() AND starts_with(pg_proc.proname, 'analytics_')
+    LOOP
+        EXECUTE format('GRANT %s TO analytics_jobs, analytics_readers', object);
+    END LOOP;
+END
+$$;
+
+GRANT SELECT ON analytics_schema_version, analytics_website_policy, analytics_traffic_daily TO analytics_jobs;
+GRANT SELECT, INSERT, UPDATE ON analytics_daily_stats, analytics_timezone, analytics_job_run, analytics_alert
+TO analytics_jobs;
+GRANT SELECT, INSERT, UPDATE, DELETE ON analytics_purge_batch TO analytics_jobs;
+GRANT SELECT, DELETE ON analytics_event TO analytics_jobs;
+GRANT SELECT, DELETE, UPDATE (ended_at, duration_seconds, updated_at) ON analytics_session TO analytics_jobs;
+
+GRANT SELECT ON
+analytics_schema_version, analytics_website_policy, analytics_traffic_daily, analytics_daily_stats, analytics_timezone,
+analytics_job_run, analytics_alert, analytics_purge_batch, analytics_event, analytics_session
+TO analytics_readers;
