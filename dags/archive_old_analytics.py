@@ -2,35 +2,31 @@
 
 Deletes raw events and sessions older than `retention_days`; the daily statistics stay for ever.
 
-**Reads and deletes** `analytics_event`, `analytics_session`. **Reads** `analytics_website_policy`: a website's own time
-zone, retention and legal hold. **Writes** `analytics_daily_stats`: missing or outdated rows, `raw_purged_at`;
-`analytics_purge_proof`.
+**Reads and deletes** `analytics_event`, `analytics_session`. **Reads** `analytics_website_policy`: a website's own
+retention and legal hold. **Writes** `analytics_daily_stats`: missing or outdated rows, `sealed_at`, late events;
+`analytics_purge_batch`: the list of what is to be deleted.
 
 **What goes**: events of days that ended before the cutoff, which is the start of the day `retention_days` ago, and
-sessions whose last activity is before it and of which no event is left. A day goes only if its row is proven to
-count exactly its raw events. Other days are aggregated first; one that is still not proven is left alone.
+sessions whose last activity is before it and of which no event is left. A day goes only if its row counts exactly its
+raw events: then the row is sealed, and just these events are listed. Other days are aggregated first; one that still is
+not right is left alone. Events that come for a sealed day are counted as late, and go as well.
 
 **Re-run**: any time; a batch that runs twice deletes once. `dry_run` deletes nothing (days are aggregated).
 
-**On failure**: finished batches stay deleted; clear the failed tasks, or let the next run do the rest. If
-`report_result` failed, days were left alone: its log names them, and `aggregate_day`'s why they could not be aggregated.
+**On failure**: finished batches stay deleted, the others stay on the list; clear the failed tasks, or let the next run do
+the rest. If `report_result` failed, its log names what was left and why.
 """
 
-from airflow.sdk import Param, dag, task
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import Param, dag
 
 from web_analytics.aggregation import aggregate_day
-from web_analytics.days import tasks_for
 from web_analytics.job import JOB, check_database, job
-from web_analytics.retention import delete_batch, prove, report_result, sql
+from web_analytics.retention import delete_batch, report_result, seal, sql
 from web_analytics.settings import settings
 from web_analytics.watch import start_run, watch
 
 NONE_FAILED = {"trigger_rule": "none_failed"}  # a step with nothing to do is skipped, and the next one goes on
-
-
-@task
-def plan_days(problems):
-    return tasks_for(sorted({row["day"] for row in problems if not row["is_proven"]}), settings.timezone)
 
 
 @dag(
@@ -45,37 +41,25 @@ def plan_days(problems):
     },
 )
 def archive_old_analytics():
-    defaults = {"retention_days": "{{ params.retention_days }}", "timezone": settings.timezone}
-    freeze_cutoff = sql("freeze_cutoff", defaults, returns="row", multiple_outputs=True)
-    frozen = freeze_cutoff.output
-    policy = defaults | {"moment": frozen["moment"], "cutoff": frozen["cutoff"]}
-    prove_days = prove("prove_days", policy)
-    days = plan_days(prove_days.output)
+    find_expired_days = sql("find_expired_days", multiple_outputs=True)
+    expired = find_expired_days.output
+    seal_days = seal("seal_days", expired["steps"])
+    aggregated = aggregate_day(seal_days.output)
     # What could not be aggregated is left alone; everything else goes.
-    prove_again = prove("prove_again", policy, trigger_rule="all_done")
-    count_expired = sql("count_expired", policy, returns="row", multiple_outputs=True)
-    expired = count_expired.output
-    plan = policy | {"batch_size": "{{ params.batch_size }}", "dry_run": "{{ params.dry_run }}"}
-    plan_events = sql("plan_event_batches", plan | {"expired": expired["events"]}, returns="rows")
-    plan_sessions = sql("plan_session_batches", plan | {"expired": expired["sessions"]}, returns="rows")
-    delete_events, delete_sessions = delete_batch("event", plan_events), delete_batch("session", plan_sessions)
-    deleted = {"events": delete_events.output, "sessions": delete_sessions.output}
-    measure_size = sql("measure_size", returns="row")
-    report = report_result(frozen, prove_again.output, expired, deleted, measure_size.output)
+    seal_again = seal("seal_again", seal_days.output, trigger_rule="all_done")
+    plan_event_batches = sql("plan_event_batches", "plan_batches", parameters={"kind": "event"})
+    delete_event_batch = delete_batch("event", plan_event_batches)
+    list_sessions = sql("list_sessions", parameters={"after": None})
+    plan_session_batches = sql("plan_session_batches", "plan_batches", parameters={"kind": "session"})
+    delete_session_batch = delete_batch("session", plan_session_batches)
+    deleted = {"events": delete_event_batch.output, "sessions": delete_session_batch.output}
+    result = report_result(expired, seal_again.output, list_sessions.output, deleted)
+    # A backlog of years is shared out among runs that follow each other.
+    TriggerDagRunOperator.partial(task_id="continue_backlog", trigger_dag_id="archive_old_analytics").expand(conf=result)
 
-    (
-        check_database()
-        >> start_run()
-        >> freeze_cutoff
-        >> prove_days
-        >> days
-        >> aggregate_day(days)
-        >> prove_again
-        >> count_expired
-    )
-    count_expired >> [plan_events, plan_sessions]
-    plan_events >> delete_events >> delete_sessions >> measure_size >> report
-    watch(report, target=frozen["cutoff"], deleted=list(deleted.values()))
+    check_database() >> start_run() >> find_expired_days >> seal_days >> aggregated >> seal_again >> plan_event_batches
+    plan_event_batches >> delete_event_batch >> list_sessions >> plan_session_batches >> delete_session_batch >> result
+    watch(result, target=expired["cutoff"], deleted=list(deleted.values()), unsealed=seal_again.output)
 
 
 archive_old_analytics()

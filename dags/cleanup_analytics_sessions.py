@@ -26,7 +26,7 @@ def sql(task_id, **kwargs):
     return PostgresOperator(
         task_id=task_id,
         sql=f"cleanup_analytics_sessions/{task_id}.sql",
-        parameters={"idle_minutes": "{{ params.idle_minutes }}", "batch_size": settings.batch_size, "done": 0},
+        parameters={"idle_minutes": "{{ params.idle_minutes | int }}", "batch_size": settings.batch_size, "done": 0},
         pause=settings.batch_pause_seconds,
         **kwargs,
     )
@@ -56,7 +56,7 @@ def cleanup_analytics_sessions():
 
     check_database() >> start_run() >> count_anomalies >> close_idle_sessions
     close_idle_sessions >> end_returned_sessions >> count_active_visitors
-    watch(count_active_visitors, target=None, written=[close_idle_sessions.output, end_returned_sessions.output])
+    watch(count_active_visitors, written=[close_idle_sessions.output, end_returned_sessions.output])
 
 
 cleanup_analytics_sessions()

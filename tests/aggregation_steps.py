@@ -15,24 +15,35 @@ DUE = "aggregate_daily_analytics/find_due_days.sql"
 Connection = psycopg.Connection[dict[str, Any]]
 
 
-def find(database: Database, timezone: str = "UTC", connection: Connection | None = None) -> list[str]:
+def find(database: Database, connection: Connection | None = None) -> list[str]:
     """The days that are due."""
-    return [row["day"] for row in database.run(DUE, connection, timezone=timezone)]
+    days: list[str] = database.run(DUE, connection)[0]["result"]
+    return days
 
 
 def aggregate(
-    database: Database, *days: date | str, timezone: str = "UTC", connection: Connection | None = None
-) -> list[tuple[str, str]]:
-    """Aggregate days; return the remark about each website and day counted."""
-    rows = database.run(AGGREGATE, connection, days=[str(day) for day in days], timezone=timezone)
-    return [(row["website_id"], row["remark"]) for row in rows]
+    database: Database, *days: date | str, recount: bool = False, connection: Connection | None = None
+) -> list[str]:
+    """Aggregate days; return what the log says about each website and day."""
+    names = [str(day) for day in days]
+    rows = database.run(AGGREGATE, connection, days=names, label=", ".join(names), recount=recount)
+    return [row["log"].removeprefix("[Analytics Job] ") for row in rows[1:-1]]
 
 
-def aggregate_due(database: Database, timezone: str = "UTC", connection: Connection | None = None) -> list[str]:
+def aggregate_due(database: Database, connection: Connection | None = None) -> list[str]:
     """Aggregate the days that are due; return them."""
-    days = find(database, timezone, connection)
-    aggregate(database, *days, timezone=timezone, connection=connection)
+    days = find(database, connection)
+    aggregate(database, *days, connection=connection)
     return days
+
+
+def set_zone(database: Database, timezone: str, website_id: str | None = None, from_date: date | str = "-infinity") -> None:
+    """Let a time zone hold from a day on, for a website or for all that have none of their own."""
+    database.connection.execute(
+        "INSERT INTO analytics_timezone VALUES (%s, %s, %s)"
+        " ON CONFLICT (website_id, from_date) DO UPDATE SET timezone = excluded.timezone",
+        [website_id, str(from_date), timezone],
+    )
 
 
 def versions(database: Database, website_id: str = "site") -> list[dict[str, Any]]:
@@ -41,12 +52,12 @@ def versions(database: Database, website_id: str = "site") -> list[dict[str, Any
     return database.query(query, website_id)
 
 
-def make_final(database: Database, *days: date | str, website_id: str = "site") -> None:
-    """Make rows of a website final, as the retention does: all, or those of some days."""
+def seal(database: Database, *days: date | str, website_id: str = "site") -> None:
+    """Seal rows of a website, as the retention does: all, or those of some days."""
     database.connection.execute(
         """
-        UPDATE analytics_daily_stats SET raw_purged_at = now(), purge_snapshot = pg_current_snapshot()
-        WHERE website_id = %s AND (date = ANY(%s::date[]) OR %s) AND raw_purged_at IS NULL AND total_events > 0
+        UPDATE analytics_daily_stats SET sealed_at = now()
+        WHERE website_id = %s AND (date = ANY(%s::date[]) OR %s) AND sealed_at IS NULL AND total_events > 0
         """,
         [website_id, [str(day) for day in days], not days],
     )

@@ -109,7 +109,6 @@ class Batch:
     last_at: datetime
     ids: frozenset[str]
     deleted_ids: frozenset[str] = frozenset()
-    retention_days: int = field(default=0, compare=False)
 
     @property
     def names(self) -> frozenset[str]:
@@ -239,8 +238,9 @@ class Model:
 
     def due_days(self) -> list[date]:
         """The days that have no row, and are over, and those whose row shows that it is not right any more."""
-        due = set()
-        for key in self.rows.keys() | self.raw_days().keys():
+        due, days = set(), self.raw_days()
+        # A row that counts nothing of a day without events is as good as none.
+        for key in days.keys() | {key for key, row in self.rows.items() if row.total}:
             row, found = self.rows.get(key), self.count(*key)
             if row is None:
                 is_due = found.total > 0 and found.interval.ends_at <= self.now
@@ -254,6 +254,8 @@ class Model:
 
     def must_keep(self, website: str, day: date, row: Row) -> bool:
         """Whether events of a row are gone, and not by a correction, as other events of the time before are there."""
+        if row.interval != self.interval(website, day):
+            return False
         events = self.events_in(website, row.interval)
         live = sum(not event.is_deleted for event in events)
         if row.kept_at:
@@ -303,23 +305,11 @@ class Model:
 
     # Retention.
 
-    def cutoff(self, website: str, retention_days: int | None) -> datetime | None:
-        """The start of the oldest day whose raw data stays; None: all stays, or nothing says how much."""
-        policy = self.policies.get(website, Policy())
-        days = policy.retention_days or retention_days
-        if policy.legal_hold or days is None:
-            return None
-        return self.interval(website, self.day(website, self.now) - days * DAY).starts_at
-
     def has_expired(self, website: str, ends_at: datetime, retention_days: int) -> bool:
-        """Whether raw data of what ended then may be deleted."""
-        cutoff = self.cutoff(website, retention_days)
-        return cutoff is not None and ends_at <= cutoff
-
-    def is_held(self, website: str, instant: datetime) -> bool:
-        """Whether the operator said that raw data of that time stays."""
-        policy, cutoff = self.policies.get(website, Policy()), self.cutoff(website, None)
-        return policy.legal_hold or (cutoff is not None and instant >= cutoff)
+        """Whether raw data of what ended then may be deleted: it was before the oldest day that stays."""
+        policy = self.policies.get(website, Policy())
+        oldest = self.day(website, self.now) - (policy.retention_days or retention_days) * DAY
+        return not policy.legal_hold and ends_at <= self.interval(website, oldest).starts_at
 
     def expired_days(self, retention_days: int) -> dict[Key, list[Event]]:
         """The days that have raw events which may be deleted."""
@@ -346,8 +336,7 @@ class Model:
         for batch in [listed[start : start + batch_size] for start in range(0, len(listed), batch_size)]:
             live_ids = frozenset(event.id for event in batch if not event.is_deleted)
             deleted_ids = frozenset(event.id for event in batch if event.is_deleted)
-            bounds = batch[0].timestamp, batch[-1].timestamp
-            sealing.batches.append(Batch("event", *bounds, live_ids, deleted_ids, retention_days))
+            sealing.batches.append(Batch("event", batch[0].timestamp, batch[-1].timestamp, live_ids, deleted_ids))
         return sealing
 
     def is_exact(self, key: Key, row: Row) -> bool:
@@ -384,42 +373,45 @@ class Model:
             assert before is None or before[1:] != (event.website_id, event.timestamp), f"again a {reason}: {event}"
             self.reasons[event.id] = reason, event.website_id, event.timestamp
 
-    def purge_events(self, batch: Batch) -> Purge:
+    def purge_events(self, batch: Batch, retention_days: int) -> Purge:
         """What becomes of a batch of events: held ones stay listed; moved and restored ones stay, and are not."""
         found = {name: self.events[name] for name in batch.names if name in self.events}
-        taken = {name: event for name, event in found.items() if batch.takes(event)}
-        held = {name for name, event in taken.items() if self.is_held(event.website_id, event.timestamp)}
+        taken = {name for name, event in found.items() if batch.takes(event)}
+        gone = {name for name in taken if self.may_go(found[name], retention_days)}
+        held = taken - gone
         self.seen["moved or restored event left"] += len(found) - len(taken)
         self.seen["held event left"] += len(held)
-        for name in batch.ids - taken.keys():
+        for name in batch.ids - taken:
             self.reasons.pop(name, None)
         again = replace(batch, ids=batch.ids & held, deleted_ids=batch.deleted_ids & held)
-        return Purge(taken.keys() - held, [again] if held else [])
+        return Purge(gone, [again] if held else [])
 
-    def may_go(self, name: str, retention_days: int | None) -> bool:
-        """Whether a session has expired and no event of it is left. None: only what the operator said is asked."""
-        session = self.sessions[name]
-        if any(event.session_id == session.session_id for event in self.events.values()):
-            return False
-        if retention_days is None:
-            return not self.is_held(session.website_id, session.last_activity_at)
-        return self.has_expired(session.website_id, session.last_activity_at + timedelta.resolution, retention_days)
+    def may_go(self, event: Event, retention_days: int) -> bool:
+        """Whether an event has expired."""
+        return self.has_expired(event.website_id, event.timestamp + timedelta.resolution, retention_days)
+
+    def session_may_go(self, session: Session, retention_days: int) -> bool:
+        """Whether a session has expired and no event of it is left."""
+        has_event = any(event.session_id == session.session_id for event in self.events.values())
+        after = session.last_activity_at + timedelta.resolution
+        return not has_event and self.has_expired(session.website_id, after, retention_days)
 
     def list_sessions(self, retention_days: int, batch_size: int) -> list[Batch]:
         """The sessions that are listed for deletion, in the order of their ids."""
         listed = {name for batch in self.batches.values() if batch.kind == "session" for name in batch.ids}
-        names = sorted(name for name in self.sessions.keys() - listed if self.may_go(name, retention_days))
+        sessions = self.sessions
+        names = sorted(name for name in sessions.keys() - listed if self.session_may_go(sessions[name], retention_days))
         batches = []
         for batch in [names[start : start + batch_size] for start in range(0, len(names), batch_size)]:
             times = [self.sessions[name].last_activity_at for name in batch]
-            batches.append(Batch("session", min(times), max(times), frozenset(batch), retention_days=retention_days))
+            batches.append(Batch("session", min(times), max(times), frozenset(batch)))
         return batches
 
-    def purge_sessions(self, batch: Batch) -> Purge:
+    def purge_sessions(self, batch: Batch, retention_days: int) -> Purge:
         """What becomes of a batch of sessions: one that came back, has events or is held stays, and is not listed."""
         found = batch.ids & self.sessions.keys()
         taken = {name for name in found if self.sessions[name].last_activity_at <= batch.last_at}
-        gone = {name for name in taken if self.may_go(name, None)}
+        gone = {name for name in taken if self.session_may_go(self.sessions[name], retention_days)}
         self.seen["session left"] += len(found - gone)
         return Purge(gone, [])
 

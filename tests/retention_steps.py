@@ -1,65 +1,90 @@
 """The steps of archive_old_analytics, as its tasks run them, for tests that come between them."""
 
-from collections.abc import Iterable
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from aggregation_steps import AGGREGATE, Connection, aggregate, clock
 from conftest import Database
 
 FOLDER = "archive_old_analytics"
-PROVE = f"{FOLDER}/prove_days.sql"
-DELETE_EVENTS = f"{FOLDER}/delete_event_batch.sql"
-DELETE_SESSIONS = f"{FOLDER}/delete_session_batch.sql"
-AGGREGATE = "aggregate_daily_analytics/aggregate_day.sql"
-DUE = "aggregate_daily_analytics/find_due_days.sql"
+SEAL = f"{FOLDER}/seal_days.sql"
 DAY = timedelta(days=1)
 CUTOFF = datetime(2024, 3, 1, tzinfo=UTC)
-POLICY: dict[str, Any] = {"moment": CUTOFF + 90 * DAY, "retention_days": 90, "timezone": "UTC"}
-TIME = {"event": "timestamp", "session": "started_at"}
+NOW = CUTOFF + 90 * DAY + timedelta(hours=2)
+POLICY: dict[str, Any] = {
+    "retention_days": 90, "batch_size": 1000, "dry_run": False, "job": "archive_old_analytics", "run_id": "test"
+}
 
 
-def aggregate(database: Database, *days: date | str, timezone: str = "UTC") -> Any:
+@contextmanager
+def retention(database: Database, now: datetime = NOW) -> Iterator["Retention"]:
+    """The steps at a moment, for which what is before CUTOFF has expired."""
+    with clock(database, now) as connection:
+        yield Retention(database, connection)
+
+
+class Retention:
+    """The steps of a run."""
+
+    def __init__(self, database: Database, connection: Connection) -> None:
+        self.database, self.connection = database, connection
+
+    def run(self, file: str, **parameters: Any) -> Any:
+        """The result of one of the files, and what it logs as ``log``."""
+        row = self.database.run(f"{FOLDER}/{file}.sql", self.connection, **POLICY | parameters)[0]
+        self.log = row["log"]
+        return row["result"]
+
+    def find(self, **policy: Any) -> Any:
+        """What has expired, in steps."""
+        return self.run("find_expired_days", **policy)
+
+    def seal(self, **policy: Any) -> list[dict[str, Any]]:
+        """Seal and list what has expired, in one transaction per step; return the steps with days that are left."""
+        results = [self.run("seal_days", **policy | step) for step in self.find(**policy)["steps"]]
+        return [result for result in results if result is not None]
+
+    def list_sessions(self, **policy: Any) -> int:
+        """List the expired sessions; return how many."""
+        rows: int = self.run("list_sessions", **policy, after=None)["rows"]
+        return rows
+
+    def plan(self, kind: str = "event", **policy: Any) -> list[dict[str, Any]]:
+        """The parameters of each mapped task."""
+        tasks: list[dict[str, Any]] = self.run("plan_batches", kind=kind, **policy)
+        return tasks
+
+    def delete(self, tasks: Iterable[dict[str, Any]], kind: str = "event") -> list[int]:
+        """Run planned tasks; return how many rows each of their batches deleted."""
+        return [
+            self.run(f"delete_{kind}_batch", **{**task, **step})["rows"] for task in tasks for step in task["steps"]
+        ]
+
+    def aggregate(self, unsealed: Iterable[dict[str, Any]]) -> None:
+        """Aggregate the days that were left."""
+        for step in unsealed:
+            self.database.run(AGGREGATE, self.connection, **step)
+
+    def archive(self, **policy: Any) -> dict[str, list[int]]:
+        """All steps of a run; return the rows that each batch deleted."""
+        self.aggregate(self.seal(**policy))
+        self.seal(**policy)
+        events = self.delete(self.plan("event", **policy))
+        self.list_sessions(**policy)
+        return {"event": events, "session": self.delete(self.plan("session", **policy), "session")}
+
+
+def archive(database: Database, **policy: Any) -> dict[str, list[int]]:
+    """A whole run at NOW; return the rows that each batch deleted."""
+    with retention(database) as run:
+        return run.archive(**policy)
+
+
+def count(database: Database, *days: Any) -> None:
     """Aggregate days."""
-    return database.run(AGGREGATE, days=[str(day) for day in days], timezone=timezone)
-
-
-def aggregate_due(database: Database, timezone: str = "UTC") -> None:
-    """Aggregate every day that is due."""
-    aggregate(database, *(row["day"] for row in database.run(DUE, timezone=timezone)), timezone=timezone)
-
-
-def prove(database: Database, **policy: Any) -> list[tuple[str, str, bool, int]]:
-    """Prove the expired days; return those that are not proven, or final and have late events."""
-    rows = database.run(PROVE, **POLICY | policy)
-    return [(row["website_id"], row["day"], row["is_proven"], row["late_events"]) for row in rows]
-
-
-def proven_days(database: Database) -> list[tuple[str, str]]:
-    """The days that are proven now."""
-    rows = database.query("SELECT website_id, date::text FROM analytics_purge_proof ORDER BY 1, 2")
-    return [(row["website_id"], row["date"]) for row in rows]
-
-
-def plan(database: Database, table: str, batch_size: int = 1000, dry_run: bool | str = False, **policy: Any) -> Any:
-    """Count what may go, and plan its batches."""
-    policy = POLICY | policy
-    counted = database.run(f"{FOLDER}/count_expired.sql", **policy)[0][f"{table}s"]
-    file = f"{FOLDER}/plan_{table}_batches.sql"
-    return database.run(file, **policy, expired=counted, batch_size=batch_size, dry_run=dry_run)
-
-
-def delete(database: Database, table: str, batches: Iterable[dict[str, Any]]) -> list[int]:
-    """Run each planned task once; return how many rows each deleted."""
-    return [database.run(f"{FOLDER}/delete_{table}_batch.sql", **batch) for batch in batches]
-
-
-def archive(database: Database, batch_size: int = 1000, **policy: Any) -> dict[str, list[int]]:
-    """All steps of a run; return the rows that each batch deleted."""
-    unproven = [day for _, day, proven, _ in prove(database, **policy) if not proven]
-    aggregate(database, *unproven, timezone=(POLICY | policy)["timezone"])
-    prove(database, **policy)
-    plans = {table: plan(database, table, batch_size, **policy) for table in TIME}
-    return {table: delete(database, table, plans[table]) for table in TIME}
+    aggregate(database, *days)
 
 
 def ids(database: Database, table: str = "event") -> set[str]:
@@ -72,7 +97,13 @@ def stats(database: Database) -> list[dict[str, Any]]:
     return database.query("SELECT *, ctid::text, xmin::text FROM analytics_daily_stats ORDER BY website_id, date")
 
 
-def final_days(database: Database) -> list[tuple[str, str]]:
-    """The days whose row is final."""
-    query = "SELECT website_id, date::text FROM analytics_daily_stats WHERE raw_purged_at IS NOT NULL ORDER BY 1, 2"
+def sealed_days(database: Database) -> list[tuple[str, str]]:
+    """The days whose row is sealed."""
+    query = "SELECT website_id, date::text FROM analytics_daily_stats WHERE sealed_at IS NOT NULL ORDER BY 1, 2"
     return [(row["website_id"], row["date"]) for row in database.query(query)]
+
+
+def listed(database: Database) -> dict[str, int]:
+    """How many rows of which kind are on the list."""
+    query = "SELECT kind, SUM(rows)::int AS rows FROM analytics_purge_batch GROUP BY kind"
+    return {row["kind"]: row["rows"] for row in database.query(query)}

@@ -124,9 +124,9 @@ class History(Application):
     def kill_run(self, index: int) -> None:
         del self.runs[sorted(self.runs)[index % len(self.runs)]]
 
-    @operation(lambda self: self.numbers, index=INDEXES)
-    def repeat_batch(self, index: int) -> None:
-        self.delete_batch(*self.numbers[-1 - index % len(self.numbers)])
+    @operation(lambda self: self.numbers, index=INDEXES, retention_days=RETENTION_DAYS)
+    def repeat_batch(self, index: int, retention_days: int) -> None:
+        self.delete_batch(*self.numbers[-1 - index % len(self.numbers)], retention_days)
 
     @operation(lambda self: self.shown is None)
     def take_snapshot(self) -> None:
@@ -189,10 +189,10 @@ class History(Application):
             if kind == "session":
                 self.list_sessions(retention_days, dry_run)
                 yield
-            numbers = [step["number"] for task in self.plan_batches(kind, dry_run) for step in task["steps"]]
+            numbers = self.plan_batches(kind, retention_days, dry_run)
             yield
             for number in numbers[::-1] if backwards else numbers:
-                self.delete_batch(kind, number)
+                self.delete_batch(kind, number, retention_days)
                 yield
         return inexact
 
@@ -245,14 +245,17 @@ class History(Application):
             self.check(sealing.batches)
         return problem
 
-    def plan_batches(self, kind: str, dry_run: bool) -> Any:
-        tasks = self.sql(RETENTION, "plan_batches", {"kind": kind, "dry_run": dry_run})["result"]
+    def plan_batches(self, kind: str, retention_days: int, dry_run: bool) -> list[int]:
+        """The numbers of the batches of all tasks."""
+        parameters = {"kind": kind, "retention_days": retention_days, "dry_run": dry_run}
+        tasks = self.sql(RETENTION, "plan_batches", parameters)["result"]
+        assert all(task["retention_days"] == retention_days for task in tasks)
         listed = {number: batch for number, batch in self.model.batches.items() if batch.kind == kind and not dry_run}
         steps = [step for task in tasks for step in task["steps"]]
         assert [step["number"] for step in steps] == list(listed)
         sizes = [batch.size for batch in listed.values()]
         assert [step["done"] for step in steps] == [sum(sizes[: place + 1]) for place in range(len(sizes))]
-        return tasks
+        return list(listed)
 
     def list_sessions(self, retention_days: int, dry_run: bool) -> None:
         batches = [] if dry_run else self.model.list_sessions(retention_days, BATCH_SIZE)
@@ -262,13 +265,15 @@ class History(Application):
             again = self.sql(RETENTION, "list_sessions", parameters | again)["again"]
         self.check(batches)
 
-    def delete_batch(self, kind: str, number: int) -> None:
+    def delete_batch(self, kind: str, number: int, retention_days: int) -> None:
         """Delete a batch: once, and what it lists as far as that is the same and no one holds it."""
         batch = self.model.batches.pop(number, None)
         purge = Purge(set(), [])
         if batch:
-            purge = self.model.purge_events(batch) if kind == "event" else self.model.purge_sessions(batch)
-        result = self.sql(RETENTION, f"delete_{kind}_batch", {"number": number, "done": 0, "total": 0})["result"]
+            decide = self.model.purge_events if kind == "event" else self.model.purge_sessions
+            purge = decide(batch, retention_days)
+        parameters = {"number": number, "retention_days": retention_days, "done": 0, "total": 0}
+        result = self.sql(RETENTION, f"delete_{kind}_batch", parameters)["result"]
         assert result == {"rows": len(purge.gone), "left": 0}
         for name in purge.gone:
             if kind == "event":
@@ -333,15 +338,14 @@ class History(Application):
         self.clean_up(batch_size=1000)
         model, retention_days = self.model, 3
         expired = {event.id for events in model.expired_days(retention_days).values() for event in events}
+        left = model.events.keys() - expired
         assert complete(self.retention(retention_days)) == []
-        assert not model.events.keys() & expired
+        assert model.events.keys() == left
         assert self.due_days() == []
-        for name in model.sessions:
-            assert not model.may_go(name, retention_days), f"left: {name} {model.sessions[name]}"
+        for name, session in model.sessions.items():
+            assert not model.session_may_go(session, retention_days), f"left: {name} {session}"
         for batch in model.batches.values():
-            assert all(
-                model.is_held(model.events[name].website_id, model.events[name].timestamp) for name in batch.names
-            )
+            assert not any(model.may_go(model.events[name], retention_days) for name in batch.names), f"left: {batch}"
         # What people ask for: the days that have no row as well.
         live = [model.count(*key) for key in model.raw_days().keys() - model.rows.keys()]
         rows = [*model.rows.values(), *live]

@@ -42,5 +42,4 @@ def check_database() -> PostgresOperator:
         task_id="check_database",
         sql="check_database.sql",
         parameters={"version": schema.version()},
-        messages={"error": "{problem}", "none": "The database has every table, column, privilege and index needed"},
     )

@@ -7,51 +7,42 @@ from airflow.sdk import task
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from web_analytics.postgres import PostgresOperator
+from web_analytics.postgres import REPEATABLE_READ, PostgresOperator
 from web_analytics.settings import settings
 
 POOL = "analytics_archive"
 """The pool of the batches: its slots are the number of batches that the database may bear at a time."""
 
-MESSAGES = {
-    "freeze_cutoff": "[Analytics Archive] Raw data before {cutoff} has expired{remark}",
-    "count_expired": "[Analytics Archive] Found {events:,} event(s) and {sessions:,} session(s) before {cutoff}",
+# A client may send a whole number as 90.0; true and false are 1 and 0.
+RUN_PARAMETERS = {name: f"{{{{ params.{name} | int }}}}" for name in ("retention_days", "batch_size", "dry_run")} | {
+    "job": "{{ dag.dag_id }}",
+    "run_id": "{{ run_id }}",
 }
-"""What the log says about the result of a task."""
 
 
-def sql(task_id: str, parameters: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
-    """Return the task that runs the SQL file of its name."""
-    messages = {"row": MESSAGES[task_id]} if task_id in MESSAGES else {}
-    defaults = {"sql": f"archive_old_analytics/{task_id}.sql", "messages": messages}
-    return PostgresOperator(task_id=task_id, parameters=parameters, **defaults | kwargs)
-
-
-def prove(task_id: str, policy: Mapping[str, Any], **kwargs: Any) -> Any:
-    """Return a task that proves the expired days and gives those that are not proven, or have late events."""
-    return sql(
-        task_id,
-        policy,
-        sql="archive_old_analytics/prove_days.sql",
-        # The proofs are written before anything is deleted, and must outlive a crash of the server.
-        session_settings={"synchronous_commit": "on", "work_mem": "64MB"},
-        messages={
-            "row": "[Analytics Archive] Website {website_id}, {day}: {remark}",
-            "none": "[Analytics Archive] The stats of every expired day are proven to count exactly its events",
-        },
-        returns="rows",
+def sql(task_id: str, file: str = "", session_settings: Any = None, **kwargs: Any) -> Any:
+    """Return the task that runs an SQL file, by default that of its name, with the run's Params and others."""
+    return PostgresOperator(
+        task_id=task_id,
+        sql=f"archive_old_analytics/{file or task_id}.sql",
+        parameters=RUN_PARAMETERS | kwargs.pop("parameters", {}),
+        session_settings=session_settings,
         **kwargs,
     )
 
 
+def seal(task_id: str, steps: Any, **kwargs: Any) -> Any:
+    """Return a task that seals the days of some steps, and gives those of which days are left."""
+    session_settings = REPEATABLE_READ | {"work_mem": "64MB"}
+    return sql(task_id, "seal_days", session_settings, parameters={"steps": steps}, **kwargs)
+
+
 def delete_batch(table: str, plan: PostgresOperator) -> MappedOperator:
-    """Return the task that deletes one batch of `table` (event or session), mapped over the batches of `plan`."""
+    """Return the task that deletes batches of `table` (event or session), mapped over those of `plan`."""
     return PostgresOperator.partial(
         task_id=f"delete_{table}_batch",
         sql=f"archive_old_analytics/delete_{table}_batch.sql",
-        messages={"batch": f"[Analytics Archive] Deleted batch of {{count}} {table}s ({{total}}/{{expired}})"},
         pool=POOL,
-        repeat=True,
         pause=settings.batch_pause_seconds,
         session_settings={"statement_timeout": "1min"},
         map_index_template="{{ task.parameters['label'] }}",
@@ -60,62 +51,64 @@ def delete_batch(table: str, plan: PostgresOperator) -> MappedOperator:
 
 @task
 def report_result(
-    frozen: Any, problems: Any, expired: Any, deleted: Any, after: Any, params: Any = None, ti: Any = None
-) -> None:
-    """Print what the run deleted, or on a dry run would delete; fail if it had to leave days alone."""
-    rows = {name: sum(batches[:]) for name, batches in deleted.items()}
-    for line in result_lines(frozen, expired, rows, after["database_size"], params):
+    expired: Any, unsealed: Any, listed: Any, deleted: Any, params: Any = None, ti: Any = None
+) -> list[dict[str, Any]]:
+    """Print what the run deleted, or on a dry run would delete; fail if something was left that should have gone.
+
+    Returns the Params of the next run, where this one has not taken all days that have expired.
+    """
+    batches = {name: [batch for output in outputs[:] for batch in output] for name, outputs in deleted.items()}
+    for line in result_lines(expired, listed, batches, params):
         print(f"[Analytics Archive] {line}")
-    if sentence := unproven_sentence(problems):
+    if sentence := left_sentence(unsealed, batches):
         ti.xcom_push(key="problem", value=sentence)
         raise AirflowFailException(sentence)
+    return [dict(params)] if expired["left_days"] and not params["dry_run"] else []
 
 
-def unproven_sentence(problems: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return one sentence about the days that could not be proven, if there are any.
+def left_sentence(unsealed: Sequence[Mapping[str, Any]], batches: Mapping[str, Sequence[Mapping[str, int]]]) -> str | None:
+    """Return a sentence about what was left that should have gone, if there is anything.
 
-    :param problems: the rows of prove_days.sql.
+    :param unsealed: the results of seal_days.sql: steps with days whose row does not count exactly their events.
+    :param batches: the results of the batches of ``events`` and ``sessions``.
     """
-    unproven = [row for row in problems if not row["is_proven"]]
-    if not unproven:
-        return None
-    named = ", ".join(f"{row['website_id']} {row['day']} ({row['remark']})" for row in unproven[:10])
-    more = f" and {len(unproven) - 10:,} more" if len(unproven) > 10 else ""
-    return (
-        f"{len(unproven):,} day(s) were left alone, since their stats do not count exactly their events: {named}{more}; "
-        "read the log of aggregate_day and run this job again."
-    )
+    sentences = []
+    if days := sum(step["count"] for step in unsealed):
+        sentences.append(
+            f"{days:,} day(s) were left alone, since their stats do not count exactly their events: "
+            f"{unsealed[0]['named']}{' and more' if days > 10 else ''}; "
+            "read the log of aggregate_day and run this job again."
+        )
+    for name, results in batches.items():
+        if left := sum(batch["left"] for batch in results):
+            sentences.append(
+                f"{left:,} {name} did not go, though no policy and no change keeps them: look for a trigger or a rule of "
+                "the application on the table, or run this job again."
+            )
+    return " ".join(sentences) or None
 
 
 def result_lines(
-    frozen: Mapping[str, Any],
     expired: Mapping[str, Any],
-    deleted: Mapping[str, int],
-    size: str,
+    listed: Sequence[Mapping[str, int]],
+    batches: Mapping[str, Sequence[Mapping[str, int]]],
     params: Mapping[str, Any],
 ) -> list[str]:
     """Return the report of a run, line by line.
 
-    :param frozen: what freeze_cutoff.sql gave: the cutoff and the database's size before the run.
-    :param expired: what count_expired.sql found.
-    :param deleted: rows deleted, of ``events`` and ``sessions``.
-    :param size: the database's size after the run.
+    :param expired: the result of find_expired_days.sql.
+    :param listed: the results of list_sessions.sql.
+    :param batches: the results of the batches of ``events`` and ``sessions``.
     :param params: the run's Params ``dry_run`` and ``batch_size``.
     """
     if params["dry_run"]:
+        would = {"events": expired["events"], "sessions": sum(step["rows"] for step in listed)}
         return [
-            f"Dry run: would delete {expired[rows]:,} {rows} in {-(-expired[rows] // params['batch_size']):,} batch(es)"
-            for rows in deleted
+            f"Dry run: would delete {rows:,} {name} in {-(-rows // params['batch_size']):,} batch(es)"
+            for name, rows in would.items()
         ]
-    if not expired["events"] and not expired["sessions"]:
-        return [f"Nothing to delete is older than {frozen['cutoff']}"]
+    deleted = {name: sum(batch["rows"] for batch in results) for name, results in batches.items()}
     return [
         f"✅ Archived {deleted['events']:,} old event(s) (kept daily aggregated stats)",
         f"✅ Archived {deleted['sessions']:,} old session(s)",
-        *(
-            f"{expired[rows] - deleted[rows]:,} of the {rows} counted were not deleted by these tasks: see their logs"
-            for rows in deleted
-            if deleted[rows] != expired[rows]
-        ),
-        f"Database size: {frozen['database_size']} before, {size} after",
     ]

@@ -1,8 +1,8 @@
 """Installs what the jobs need in the database: ``python dags/web_analytics/schema.py postgresql://owner@host/database``.
 
 Tables change by the numbered files of ``migrations/``, each applied once; functions, views and grants are replaced
-whole from ``repeatable/``. Both in one transaction: whoever looks sees the old state or the new one. The application
-is not kept waiting: of its tables, nothing is changed but indexes, and those concurrently.
+whole from ``repeatable/``. All in one transaction: whoever looks sees the state before or the one after. The application
+is never kept waiting: of its tables only indexes are changed, concurrently.
 """
 
 import argparse
@@ -10,38 +10,39 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
 
 FOLDER = Path(__file__).resolve().parents[2] / "include" / "sql" / "schema"
 PATIENCE = 30
-"""Seconds for which we try to get tables that jobs and readers hold."""
-OBSOLETE = ("analytics_session_started_at_id_idx",)
-"""Indexes on the application's tables that an earlier release made and nothing needs any more."""
-PREPARED = """
+"""Seconds for which the installer tries to get our tables from those who use them."""
+OBSOLETE = ["CREATE INDEX analytics_session_started_at_id_idx ON % USING btree (started_at, id)"]
+"""LIKE patterns of indexes on the application's tables that a release has made and nothing needs any more."""
+
+# Roles are of the server and not of the database: one that was restored elsewhere has no grants.
+HAS_GRANTS = """
     SELECT count(*) = 2 FROM pg_catalog.pg_roles
-    WHERE
-        rolname IN ('analytics_jobs', 'analytics_readers')
-        AND has_table_privilege(oid, 'analytics_event', 'SELECT')
-        AND has_table_privilege(oid, 'analytics_daily_stats', 'SELECT')
+    WHERE rolname IN ('analytics_jobs', 'analytics_readers') AND has_table_privilege(oid, 'analytics_event', 'SELECT')
+    AND has_table_privilege(oid, 'analytics_daily_stats', 'SELECT')
 """
-"""Roles are of the server and not of the database: one that was restored elsewhere has lost its grants."""
 VIEW_GRANTS = """
-    SELECT
-        relname,
-        format(
-            'GRANT %s ON %I TO %s%s', privilege_type, relname, CASE grantee WHEN 0 THEN 'public' ELSE grantee::regrole::text END,
-            CASE WHEN is_grantable THEN ' WITH GRANT OPTION' END
-        )
-    FROM pg_catalog.pg_class CROSS JOIN aclexplode(relacl)
-    WHERE relkind = 'v' AND relnamespace = current_schema()::regnamespace AND grantee <> relowner
+    SELECT quote_ident(relname), format('GRANT %s ON %I TO %s', privilege_type, relname, coalesce(quote_ident(rolname), 'public'))
+    FROM pg_catalog.pg_class CROSS JOIN aclexplode(relacl) LEFT JOIN pg_catalog.pg_roles ON pg_roles.oid = grantee
+    WHERE relkind = 'v' AND relnamespace = current_schema()::regnamespace
 """
 HOLDERS = """
-    SELECT string_agg(DISTINCT format('"%s" (process %s)', coalesce(nullif(application_name, ''), usename), pid), ', ')
+    SELECT string_agg(DISTINCT format('%s (process %s)', coalesce(nullif(application_name, ''), usename), pid), ', ')
     FROM pg_catalog.pg_locks INNER JOIN pg_catalog.pg_stat_activity USING (pid)
-    INNER JOIN pg_catalog.pg_class ON pg_class.oid = relation
-    WHERE relnamespace = current_schema()::regnamespace AND granted AND pid <> pg_backend_pid()
+    INNER JOIN pg_catalog.pg_class ON pg_class.oid = relation AND relnamespace = current_schema()::regnamespace
+    WHERE datname = current_database() AND granted AND pid <> pg_backend_pid()
+"""
+MISSING = """
+    SELECT table_name, index_name, definition, (
+        SELECT indexrelid::regclass::text FROM pg_catalog.pg_index INNER JOIN pg_catalog.pg_class ON oid = indexrelid
+        WHERE indrelid = table_name::regclass AND relname = index_name AND NOT indisvalid
+    ) FROM analytics_missing_indexes()
 """
 
 
@@ -49,56 +50,130 @@ def _files(kind: str) -> list[Path]:
     return sorted((FOLDER / kind).glob("*.sql"))
 
 
-def _state() -> tuple[int, int]:
-    """Return the number of the newest migration and the checksum of the repeatable files."""
-    return int(_files("migrations")[-1].name[:3]), zlib.crc32(b"".join(f.read_bytes() for f in _files("repeatable")))
+def _newest() -> tuple[int, int]:
+    """Return the number of the last migration and the checksum of the repeatable files."""
+    return int(_files("migrations")[-1].name[:3]), zlib.crc32(
+        b"".join(file.read_bytes() for file in _files("repeatable"))
+    )
 
 
 def version() -> int:
-    """Return a number that is another one whenever the schema is; of a later migration, a greater one."""
-    number, definitions = _state()
+    """Return the one number of the schema: another one whenever a file is, and greater after another migration."""
+    number, definitions = _newest()
     return number << 32 | definitions
 
 
-def _refuse(text: str) -> psycopg.Error:
-    return psycopg.errors.ObjectNotInPrerequisiteState(text)
+def install(dsn: str, search_path: str) -> None:
+    """Bring our tables, functions and grants in the first schema of `search_path` up to date, and the indexes.
+
+    :param dsn: libpq connection string or URI of a role that owns the application's tables.
+    :param search_path: comma-separated schemas: ours first, then the application's.
+    :raises psycopg.Error: it could not be done, and nothing but indexes was changed.
+    """
+    from web_analytics import session  # here, since the command line has to say first where it is
+
+    schemas = [sql.Identifier(name.strip()).as_string() for name in search_path.split(",")]
+    limits = {"search_path": ", ".join(schemas), "statement_timeout": "0", "lock_timeout": "0"}
+    # Autocommit: CREATE INDEX CONCURRENTLY cannot run in a transaction. A prepared statement cannot be a whole file.
+    with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as connection:
+        session.apply(connection, session.SETTINGS | limits)
+        # One installer at a time. Without waiting in the database: the other one's indexes would wait for our snapshot.
+        while not _value(connection, "SELECT pg_try_advisory_lock(hashtextextended('web_analytics.schema', 0))"):
+            time.sleep(0.2)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                _bring_up_to_date(connection, schemas)
+                break
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+                if time.monotonic() > deadline:
+                    raise _refusal(
+                        f"{_value(connection, HOLDERS) or 'somebody'} uses our tables: "
+                        "try again when the runs have ended, or pause the DAGs"
+                    ) from None
+                time.sleep(0.5)
+            except psycopg.errors.DependentObjectsStillExist as error:
+                raise _refusal(
+                    f"{error.diag.message_detail}, which changes: drop the former, install again, and create it anew"
+                ) from None
+        obsolete = (
+            "SELECT indexrelid::regclass::text FROM pg_catalog.pg_index WHERE pg_get_indexdef(indexrelid) LIKE ANY (%s)"
+        )
+        for (index,) in connection.execute(obsolete, [OBSOLETE]).fetchall():
+            print(f"dropping the index {index}, which nothing needs any more")
+            connection.execute(f"DROP INDEX CONCURRENTLY {index}")
+        for table, index, definition, invalid in connection.execute(MISSING).fetchall():
+            print(f"building the index {index} on {table}")
+            if invalid:
+                connection.execute(f"DROP INDEX CONCURRENTLY {invalid}")
+            connection.execute(definition)
 
 
-def _bring_up_to_date(connection: psycopg.Connection, schemas: list[str]) -> None:
-    """Apply the migrations that were not, and replace the definitions if they are of another version."""
+def _bring_up_to_date(connection: psycopg.Connection[Any], schemas: list[str]) -> None:
     with connection.transaction():
-        # Less than deadlock_timeout, so that it is never a job that fails because of us.
+        # Readers wait no longer than this, and it is never a job that PostgreSQL ends to resolve a deadlock.
         connection.execute("SET LOCAL lock_timeout = '500ms'")
-        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schemas[0])))
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schemas[0]}")
         for table in ("analytics_event", "analytics_session"):
-            if connection.execute("SELECT to_regclass(%s)", [table]).fetchone() == (None,):
-                raise _refuse(
+            if not _value(connection, f"SELECT to_regclass('{table}')::oid"):
+                raise _refusal(
                     f"table {table} is not in {','.join(schemas)}: create it with the application first, "
                     "or name its schema with --search-path"
                 )
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS analytics_schema_version (number integer PRIMARY KEY,"
-            " applied_at timestamptz NOT NULL DEFAULT now(), definitions bigint)"
+            "CREATE TABLE IF NOT EXISTS analytics_schema_version"
+            " (number integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now(), definitions bigint)"
         )
         newest = "SELECT number, definitions FROM analytics_schema_version ORDER BY number DESC LIMIT 1"
-        recorded = connection.execute(newest).fetchone() or (0, None)
-        if recorded[0] > _state()[0]:
-            raise _refuse(
-                f"the database has migration {recorded[0]}, and these files end with {_state()[0]}: "
-                "run the installer of the newest version that was installed, or of a later one"
+        installed = connection.execute(newest).fetchone() or (0, None)
+        if installed[0] > _newest()[0]:
+            raise _refusal(
+                f"the database has migration {installed[0]}, and these files end with {_newest()[0]}: "
+                "install with the files of the version that is there, or of a later one"
             )
-        if recorded == _state() and connection.execute(PREPARED).fetchone() == (True,):
+        if installed == _newest() and _value(connection, HAS_GRANTS):
             return
-        grants = connection.execute(VIEW_GRANTS).fetchall()
-        applied = [file for file in _files("migrations") if int(file.name[:3]) > recorded[0]]
-        for file in applied:
-            connection.execute(file.read_bytes())
-            connection.execute("INSERT INTO analytics_schema_version (number) VALUES (%s)", [int(file.name[:3])])
+        view_grants = connection.execute(VIEW_GRANTS).fetchall()
+        for file in _files("migrations"):
+            if int(file.name[:3]) > installed[0]:
+                print(file.name)
+                connection.execute(file.read_bytes())
+                connection.execute("INSERT INTO analytics_schema_version VALUES (%s)", [int(file.name[:3])])
         for file in _files("repeatable"):
             connection.execute(file.read_bytes())
-        # What others were granted on a view that was dropped and created anew.
-        for view, grant in grants:
-            if connection.execute("SELECT to_regclass(%s)", [view]).fetchone() != (None,):
-                connection.execute(sql.SQL(grant))
-        connection.execute("UPDATE analytics_schema_version SET definitions = %s WHERE number = %s", _state()[::-1])
-    print("\n".join([*(f"applied {file.name}" for file in applied), "replaced functions, views and grants"]))
+        # What others were granted on views that a migration drops and a repeatable file makes anew.
+        for view, grant in view_grants:
+            if _value(connection, f"SELECT to_regclass('{view}')::oid"):
+                connection.execute(grant)
+        connection.execute("UPDATE analytics_schema_version SET definitions = %s WHERE number = %s", _newest()[::-1])
+
+
+def _value(connection: psycopg.Connection[Any], query: str) -> Any:
+    row = connection.execute(query).fetchone()
+    return row and row[0]
+
+
+def _refusal(text: str) -> psycopg.Error:
+    return psycopg.errors.ObjectNotInPrerequisiteState(text)
+
+
+def main() -> int:
+    """Run the installer from the command line; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("dsn", help="connection string of the analytics database, as the owner of its tables")
+    parser.add_argument("--search-path", default="analytics,public", help="ours first, then the application's schema")
+    arguments = parser.parse_args()
+    if not arguments.dsn.strip():
+        parser.error("name the database, as in: make schema DSN=postgresql://owner@host/database")
+    try:
+        install(arguments.dsn, arguments.search_path)
+    except psycopg.Error as error:
+        text = " ".join((error.diag.message_primary or str(error)).split())
+        print(f"The schema was not installed: {text}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.exit(main())

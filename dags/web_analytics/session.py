@@ -16,8 +16,6 @@ SETTINGS: dict[str, str] = {
     "extra_float_digits": "1",
     "lc_numeric": "C",
     "lc_time": "C",
-    "xmlbinary": "base64",
-    "xmloption": "content",
     "quote_all_identifiers": "off",
     "standard_conforming_strings": "on",
     "backslash_quote": "safe_encoding",

@@ -19,33 +19,35 @@ RUN = {"job": "{{ dag.dag_id }}", "run_id": "{{ run_id }}"}
 
 def start_run() -> PostgresOperator:
     """Return the task that writes that the run has started."""
-    return PostgresOperator(task_id="start_run", sql="watch/start_run.sql", parameters=RUN)
+    return PostgresOperator(
+        task_id="start_run", sql="watch/start_run.sql", parameters=RUN | {"timezone": settings.timezone}
+    )
 
 
-def watch(last: Any, target: Any, written: Sequence[Any] = (), deleted: Sequence[Any] = ()) -> None:
+def watch(
+    last: Any, target: Any = None, written: Sequence[Any] = (), deleted: Sequence[Any] = (), unsealed: Any = None
+) -> None:
     """Add the tasks that follow the job's `last` task.
 
     :param target: what the run was for: a text, or the parameters of the tasks that aggregate days.
-    :param written: outputs of tasks that give the number of rows they wrote, mapped or not.
-    :param deleted: the same, of rows deleted.
+    :param written: outputs of tasks whose statements give the number of ``rows`` they wrote.
+    :param deleted: outputs of mapped tasks whose statements give the number of ``rows`` they deleted.
+    :param unsealed: the output of the task that seals days for the last time.
     """
     with TaskGroup("watch", prefix_group_id=False):
-        summarize_run = summarize(target, list(written), list(deleted)).as_teardown()
+        summarize_run = summarize(target, list(written), list(deleted), unsealed).as_teardown()
         finish_run = PostgresOperator(
-            task_id="finish_run", sql="watch/finish_run.sql", parameters=summarize_run, returns="row"
+            task_id="finish_run", sql="watch/finish_run.sql", parameters=summarize_run
         ).as_teardown()
         find_alerts = PostgresOperator(
             task_id="find_alerts",
             sql="watch/find_alerts.sql",
             parameters={
-                "timezone": settings.timezone,
                 "retention_days": settings.retention_days,
                 "idle_minutes": settings.session_timeout_minutes,
                 "behind_hours": settings.alert_behind_hours,
                 "database_gb": settings.alert_database_gb,
             },
-            messages={"row": "[Analytics Watch] {state}: {message}", "none": "[Analytics Watch] No alert is due"},
-            returns="rows",
         ).as_teardown()
         send_alerts = report(finish_run.output, find_alerts.output).as_teardown()
         mark_alerts_sent = PostgresOperator(
@@ -55,10 +57,12 @@ def watch(last: Any, target: Any, written: Sequence[Any] = (), deleted: Sequence
 
 
 @task(task_id="summarize_run", multiple_outputs=False)
-def summarize(target: Any, written: Any, deleted: Any, ti: Any = None, dag: Any = None, run_id: Any = None) -> Any:
+def summarize(
+    target: Any, written: Any, deleted: Any, unsealed: Any, ti: Any = None, dag: Any = None, run_id: Any = None
+) -> Any:
     """Return the parameters of finish_run.sql."""
     problems = failures(ti, dag, run_id)
-    batches = [count for output in deleted for count in _counts(output)]
+    batches = [batch for output in deleted for mapped in (output or [])[:] for batch in mapped]
     if isinstance(target, list):
         days = [name for tasks in target for name in tasks["days"]]
         target = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}, {len(days)} days" if days else None
@@ -66,17 +70,13 @@ def summarize(target: Any, written: Any, deleted: Any, ti: Any = None, dag: Any 
         "job": dag.dag_id,
         "run_id": run_id,
         "target": target,
-        "rows_written": sum(count for output in written for count in _counts(output)),
-        "rows_deleted": sum(batches),
+        "rows_written": sum(result["rows"] for output in written for result in output or []),
+        "rows_deleted": sum(batch["rows"] for batch in batches),
         "batches": len(batches),
+        "unsealed_days": sum(step["count"] for step in unsealed or []),
         "outcome": "failed" if problems else "success",
         "problem": " ".join(problems)[:1000] or None,
     }
-
-
-def _counts(output: Any) -> list[int]:
-    """The numbers that a task gave: one, one per mapped task, or none if it was skipped or failed."""
-    return [output] if isinstance(output, int) else list(output[:]) if output else []
 
 
 @task(task_id="send_alerts")

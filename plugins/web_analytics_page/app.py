@@ -40,13 +40,26 @@ GROUPS = {
 Group = Literal["status", "traffic", "visitors", "day", "storage", "raw"]
 
 TIMEOUT = 5  # seconds of a statement: looking at the page must not be a burden to the application
-SESSION_SETTINGS = {
+# What a query means and returns, whatever the database or the role says, as dags/web_analytics/session.py has it.
+MEANING = {
+    "client_encoding": "UTF8",
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "timezone": "UTC",
+    "timezone_abbreviations": "Default",
+    "extra_float_digits": "1",
+    "transform_null_equals": "off",
+    "array_nulls": "on",
+    "row_security": "off",
+    "restrict_nonsystem_relation_kind": "",
+    "transaction_timeout": "0",
+    "jit": "off",
+}
+SESSION_SETTINGS = MEANING | {
     "default_transaction_read_only": "on",
     "statement_timeout": f"{TIMEOUT}s",
     "lock_timeout": "1s",
     "max_parallel_workers_per_gather": "0",
-    "jit": "off",
-    "timezone": "UTC",
     "application_name": "airflow:analytics_page",
 }
 
@@ -62,6 +75,14 @@ MISSING = (
     'Something of the jobs\' schema is missing in the database: run "make schema", and put its schema (analytics) first '
     f"in the search_path of connection {CONNECTION_ID}."
 )
+POLICY = (
+    f"Row level security would hide rows from the role of connection {CONNECTION_ID}, and the numbers would be too small: "
+    'run "ALTER ROLE … BYPASSRLS" for it as a superuser, and reload this page.'
+)
+HAS_POLICY = """
+    SELECT bool_or(row_security_active(oid)) FROM pg_catalog.pg_class
+    WHERE relrowsecurity AND pg_table_is_visible(oid) AND starts_with(relname, 'analytics_')
+"""
 PROBLEMS: dict[type[psycopg.Error], str] = {
     psycopg.errors.QueryCanceled: f"This took longer than {TIMEOUT} seconds and was cancelled, to spare the application.",
     psycopg.errors.LockNotAvailable: "A table is locked at the moment: reload this page in a minute.",
@@ -132,7 +153,6 @@ def data(
         "to_day": to_day,
         "website": website,
         "live": live,
-        "timezone": os.environ.get("ANALYTICS_TIMEZONE") or "UTC",
         "retention_days": _number("ANALYTICS_RETENTION_DAYS", 90),
         "idle_minutes": _number("ANALYTICS_SESSION_TIMEOUT_MINUTES", 30),
     }
@@ -162,7 +182,8 @@ def _connect() -> Any:
     connection.autocommit = True
     # After connecting, so that they win over the options of the connection.
     connection.execute(
-        "SELECT set_config(name, value, false) FROM json_each_text(%s::json) AS setting (name, value)",
+        "SELECT set_config(name, value, false) FROM json_each_text(%s::json) AS setting (name, value)"
+        " WHERE current_setting(name, true) IS NOT NULL",
         [json.dumps(SESSION_SETTINGS)],
     )
     return connection
@@ -175,6 +196,10 @@ def _run(connection: Any, name: str, parameters: dict[str, Any]) -> dict[str, An
         if connection.closed:
             raise
         log.warning("%s.sql failed: %s", name, error)
+        # A policy and a missing privilege are the same error.
+        denied = isinstance(error, psycopg.errors.InsufficientPrivilege)
+        if denied and connection.execute(HAS_POLICY).fetchone()[0]:
+            return {"problem": POLICY}
         return {"problem": next(text for kind, text in PROBLEMS.items() if isinstance(error, kind))}
     columns = [column.name for column in cursor.description]
     return {"rows": [dict(zip(columns, row, strict=True)) for row in cursor]}

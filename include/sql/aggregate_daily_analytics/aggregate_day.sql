@@ -153,21 +153,18 @@ made_kept AS (
 )
 
 SELECT
-    line.websites,
     line.log
 FROM (
     SELECT
         1 AS part,
         NULL AS website_id,
-        NULL AS date,
-        NULL AS websites,
+        NULL::date AS date,
         '[Analytics Job] Aggregating data for ' || %(label)s::text AS log
     UNION ALL
     SELECT
         2 AS part,
         seen.website_id,
         seen.date,
-        NULL AS websites,
         format(
             '[Analytics Job] ✅ Aggregated %%s events for website %%s%%s',
             CASE WHEN seen.is_sealed THEN seen.row_events ELSE counted.total_events END,
@@ -190,7 +187,6 @@ FROM (
         3 AS part,
         NULL AS website_id,
         NULL AS date,
-        count(*) AS websites,
         CASE
             WHEN count(*) > 0 THEN format('[Analytics Job] ✅ Aggregated %%s website(s) for %%s', count(*), %(label)s::text)
             ELSE format('[Analytics Job] No events on %%s: no row written', %(label)s::text)

@@ -1,5 +1,5 @@
 -- Deletes the events of one batch of the list, and takes it off the list in the same transaction: twice is once.
--- Params: number (bigint, of the batch), done, total (bigint, for the log).
+-- Params: number (bigint, of the batch), retention_days (int), done, total (bigint, for the log).
 -- Result: one row: log, result (json: rows, that were deleted; left, that should have gone and did not).
 -- Asked again of each event, as it is now: the legal hold and the retention of its website (an event that they keep
 -- stays on the list), whether it was soft-deleted when it was listed and is not any more, and whether it is still of that
@@ -36,20 +36,27 @@ event AS MATERIALIZED (
         ON listed.id = raw.id AND raw.timestamp BETWEEN listed.first_at AND listed.last_at
 ),
 
-policy AS MATERIALIZED (
+website AS MATERIALIZED (
     SELECT
-        stored.website_id,
-        analytics_cutoff(stored.website_id, NULL) AS cutoff
-    FROM analytics_website_policy AS stored
-    WHERE stored.website_id IN (SELECT event.website_id FROM event)
+        name.website_id,
+        analytics_cutoff(name.website_id, %(retention_days)s::int) AS cutoff
+    FROM (
+        SELECT event.website_id FROM event
+        LEFT JOIN analytics_website_policy AS policy ON event.website_id = policy.website_id
+        GROUP BY event.website_id
+        -- What is a few days past the general cutoff has expired in every time zone.
+        HAVING
+            count(policy.website_id) > 0
+            OR max(event.timestamp) >= now() - make_interval(days => %(retention_days)s::int + 3)
+    ) AS name
 ),
 
 due AS MATERIALIZED (
     SELECT
         event.*,
-        coalesce(event.timestamp >= policy.cutoff, FALSE) AS is_held
+        coalesce(event.timestamp >= website.cutoff, FALSE) AS is_held
     FROM event
-    LEFT JOIN policy ON event.website_id = policy.website_id
+    LEFT JOIN website ON event.website_id = website.website_id
     WHERE NOT event.is_restored
 ),
 
@@ -104,7 +111,7 @@ SELECT
                     '[Analytics Archive] Deleted batch of %%s events (%%s/%%s)',
                     total.deleted, %(done)s::bigint, %(total)s::bigint
                 ),
-                CASE WHEN total.held > 0 THEN total.held || ' stay, held by the policy of their website' END,
+                CASE WHEN total.held > 0 THEN total.held || ' stay on the list: a legal hold or the retention keeps them' END,
                 CASE WHEN total.restored > 0 THEN total.restored || ' stay, since they were restored' END,
                 CASE
                     WHEN total.listed > total.found

@@ -1,5 +1,5 @@
 -- Deletes the sessions of one batch of the list, and takes it off the list in the same transaction: twice is once.
--- Params: number (bigint, of the batch), done, total (bigint, for the log).
+-- Params: number (bigint, of the batch), retention_days (int), done, total (bigint, for the log).
 -- Result: one row: log, result (json: rows, that were deleted; left, that should have gone and did not).
 -- Asked again of each session, as it is now: whether its visitor came back, whether an event of it is there, and the
 -- legal hold and the retention of its website. What stays is listed again by a later run once it may go.
@@ -34,19 +34,26 @@ session AS MATERIALIZED (
         ) IS NULL
 ),
 
-policy AS MATERIALIZED (
+website AS MATERIALIZED (
     SELECT
-        stored.website_id,
-        analytics_cutoff(stored.website_id, NULL) AS cutoff
-    FROM analytics_website_policy AS stored
-    WHERE stored.website_id IN (SELECT session.website_id FROM session)
+        name.website_id,
+        analytics_cutoff(name.website_id, %(retention_days)s::int) AS cutoff
+    FROM (
+        SELECT session.website_id FROM session
+        LEFT JOIN analytics_website_policy AS policy ON session.website_id = policy.website_id
+        GROUP BY session.website_id
+        -- What is a few days past the general cutoff has expired in every time zone.
+        HAVING
+            count(policy.website_id) > 0
+            OR max(session.last_activity_at) >= now() - make_interval(days => %(retention_days)s::int + 3)
+    ) AS name
 ),
 
 due AS MATERIALIZED (
     SELECT session.*
     FROM session
-    LEFT JOIN policy ON session.website_id = policy.website_id
-    WHERE coalesce(session.last_activity_at < policy.cutoff, TRUE)
+    LEFT JOIN website ON session.website_id = website.website_id
+    WHERE coalesce(session.last_activity_at < website.cutoff, TRUE)
 ),
 
 deleted AS (

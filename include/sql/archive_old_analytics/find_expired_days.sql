@@ -1,6 +1,6 @@
 -- Finds the days whose raw events have expired and cuts them into steps of about 100,000 events, for seal_days.sql.
 -- Params: retention_days (int), for websites without a policy of their own; batch_size (int).
--- Result: one row: result (json: steps, each with first_day and last_day; events, raw rows of all of them; left_days,
+-- Result: one row: result (json: cutoff; steps, each with first_day and last_day; events, raw rows of all of them; left_days,
 --   that are left for the next run), log.
 -- A run takes 1,000 days and 10,000 batches at most, so that its list stays small whatever the backlog.
 WITH website AS MATERIALIZED (
@@ -50,6 +50,7 @@ found AS (
 
 SELECT
     json_build_object(
+        'cutoff', general.cutoff,
         'left_days', found.days,
         'events', found.events,
         'steps', (
@@ -68,10 +69,7 @@ SELECT
         )
     ) AS result,
     concat(
-        format(
-            '[Analytics Archive] Raw data before %%s has expired',
-            to_char(analytics_cutoff(NULL, %(retention_days)s::int) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"')
-        ),
+        format('[Analytics Archive] Raw data before %%s has expired', general.cutoff),
         (
             SELECT
                 concat(
@@ -100,4 +98,10 @@ SELECT
             FROM analytics_anomalies() AS anomaly
         )
     ) AS log
-FROM found;
+FROM found
+CROSS JOIN (
+    SELECT
+        to_char(
+            analytics_cutoff(NULL, %(retention_days)s::int) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'
+        ) AS cutoff
+) AS general;
