@@ -55,6 +55,16 @@ class Draft(NamedTuple):
     prefix: str = "a"
 
 
+class SessionDraft(NamedTuple):
+    """A session that the application stores."""
+
+    name: str
+    website: str
+    moment: Moment
+    minutes: int
+    is_deleted: bool
+
+
 # Hours of UTC at which days begin in these zones.
 MOMENTS = st.builds(
     Moment, st.integers(0, 11), st.sampled_from([0, 4, 5, 10, 11, 13, 13.5, 18.5]), st.sampled_from([False, True])
@@ -79,6 +89,14 @@ DRAFTS = st.builds(
     is_deleted=DELETED,
     created_at=st.sampled_from([None, datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)]),
     prefix=st.sampled_from("aZ_"),
+)
+SESSIONS = st.builds(
+    SessionDraft,
+    name=st.sampled_from([f"session_{number}" for number in range(6)]),
+    website=WEBSITES,
+    moment=MOMENTS,
+    minutes=st.sampled_from([-1, 0, 45, 3000]),
+    is_deleted=DELETED,
 )
 
 
@@ -119,15 +137,24 @@ class Application(RuleBasedStateMachine):
         self.model = Model(STARTS[0], seen)
         self.rows_made = 0
         self.pending: list[Event] = []
+        self.backup: dict[str, Event] = {}
         self.absurd: set[str] = set()
 
     @initialize(
         start=st.sampled_from(STARTS),
         zones=st.dictionaries(st.sampled_from([None, *SITES]), ZONES),
         events=st.lists(DRAFTS, max_size=16),
+        sessions=st.lists(SESSIONS, max_size=4),
         absurd=st.sampled_from([{}, {}, ABSURD]),
     )
-    def begin(self, start: datetime, zones: dict[str | None, str], events: list[Draft], absurd: dict[str, str]) -> None:
+    def begin(
+        self,
+        start: datetime,
+        zones: dict[str | None, str],
+        events: list[Draft],
+        sessions: list[SessionDraft],
+        absurd: dict[str, str],
+    ) -> None:
         # Not TRUNCATE: it makes new files, which takes longer.
         for table in TABLES:
             self.execute(f"DELETE FROM analytics_{table}")
@@ -137,6 +164,7 @@ class Application(RuleBasedStateMachine):
         for website, zone in zones.items():
             self.put_zone(website, EVER, zone)
         self.insert_events(events=events)
+        self.insert_sessions(sessions=sessions)
         for name, timestamp in absurd.items():
             self.database.event(timestamp, SITES[0], id=name)
             self.absurd.add(name)
@@ -230,34 +258,30 @@ class Application(RuleBasedStateMachine):
     def run_foreign_retention(self, days_ago: int, hour: int) -> None:
         before = self.instant(Moment(days_ago, hour, False))
         self.execute("DELETE FROM analytics_event WHERE timestamp < %s AND deleted_at IS NULL", before)
-        events = self.model.events
-        self.model.events = {
-            name: event for name, event in events.items() if event.is_deleted or event.timestamp >= before
-        }
+        for event in list(self.model.events.values()):
+            if event.timestamp < before and not event.is_deleted:
+                self.backup[event.id] = self.model.events.pop(event.id)
         self.absurd -= ANCIENT
         self.model.ancient.clear()
 
+    @operation(lambda self: self.backup)
+    def restore_backup(self) -> None:
+        while self.backup:
+            self.insert(self.backup.popitem()[1], self.database.connection)
+
     # Sessions.
 
-    @operation(
-        name=st.sampled_from([f"session_{number}" for number in range(6)]),
-        website=WEBSITES,
-        moment=MOMENTS,
-        minutes=st.sampled_from([-1, 0, 45, 3000]),
-        is_deleted=DELETED,
-    )
-    def insert_session(self, name: str, website: str, moment: Moment, minutes: int, is_deleted: bool) -> None:
-        if not is_deleted and any(
-            not row.is_deleted and row.session_id == name for row in self.model.sessions.values()
-        ):
-            return
-        self.rows_made += 1
-        started_at, row = self.instant(moment), f"s{self.rows_made}"
-        last_activity_at = started_at + timedelta(minutes=minutes)
-        columns = {"id": row, "website_id": website, "session_id": name}
-        deleted_at = self.model.now if is_deleted else None
-        self.database.session(started_at, last_activity_at, deleted_at=deleted_at, **columns)
-        self.model.sessions[row] = Session(website, name, started_at, last_activity_at, None, None, is_deleted)
+    @operation(sessions=st.lists(SESSIONS, min_size=1, max_size=3))
+    def insert_sessions(self, sessions: list[SessionDraft]) -> None:
+        for name, website, moment, minutes, is_deleted in sessions:
+            same = (session for session in self.model.sessions.values() if session.session_id == name)
+            if is_deleted or all(session.is_deleted for session in same):
+                self.rows_made += 1
+                started_at, row = self.instant(moment), f"s{self.rows_made}"
+                last_activity_at = started_at + timedelta(minutes=minutes)
+                columns = {"deleted_at": self.model.now if is_deleted else None, "id": row, "website_id": website}
+                self.database.session(started_at, last_activity_at, session_id=name, **columns)
+                self.model.sessions[row] = Session(website, name, started_at, last_activity_at, None, None, is_deleted)
 
     @operation(lambda self: self.model.sessions, index=INDEXES, minutes_ago=st.sampled_from([0, 29, 30, 31, 3000]))
     def touch_session(self, index: int, minutes_ago: int) -> None:
@@ -330,7 +354,9 @@ class Application(RuleBasedStateMachine):
         self.rows_made += 1
         created_at = draft.created_at or self.model.now
         place = f"{draft.prefix}{self.rows_made}", draft.website, timestamp
-        event = Event(*place, *draft.content, *draft.visit, created_at, created_at, draft.is_deleted)
+        self.insert(Event(*place, *draft.content, *draft.visit, created_at, created_at, draft.is_deleted), connection)
+
+    def insert(self, event: Event, connection: psycopg.Connection[dict[str, Any]]) -> None:
         columns = self.columns(event)
         names, places = ", ".join(columns), ", ".join(["%s"] * len(columns))
         connection.execute(f"INSERT INTO analytics_event ({names}) VALUES ({places})".encode(), list(columns.values()))

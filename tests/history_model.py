@@ -352,6 +352,7 @@ class Model:
         """Do what a statement seals and counts to which `shown` was shown. Its batches get their numbers elsewhere."""
         for key in sealing.sealed:
             row, live = self.rows[key], [event for event in shown.raw_days()[key] if not event.is_deleted]
+            assert row.interval == self.interval(*key), f"sealed with the bounds of another zone: {key}"
             is_exact = row.counted.keys() == {event.id for event in live}
             self.seen["row sealed" if is_exact else "row sealed as it is"] += 1
             self.rows[key] = replace(row, sealed_at=self.now)
@@ -382,7 +383,8 @@ class Model:
         self.seen["moved or restored event left"] += len(found) - len(taken)
         self.seen["held event left"] += len(held)
         for name in batch.ids - taken:
-            self.reasons.pop(name, None)
+            if name not in found or not self.is_listed(found[name]):
+                self.reasons.pop(name, None)
         again = replace(batch, ids=batch.ids & held, deleted_ids=batch.deleted_ids & held)
         return Purge(gone, [again] if held else [])
 

@@ -1,16 +1,20 @@
 """The steps of archive_old_analytics, as its tasks run them, for tests that come between them."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aggregation_steps import AGGREGATE, Connection, aggregate, clock
-from conftest import Database
+from conftest import LOGIN, Database
 
 FOLDER = "archive_old_analytics"
 SEAL = f"{FOLDER}/seal_days.sql"
+DELETE_EVENTS = f"{FOLDER}/delete_event_batch.sql"
+DELETE_SESSIONS = f"{FOLDER}/delete_session_batch.sql"
 DAY = timedelta(days=1)
+HOUR = timedelta(hours=1)
 CUTOFF = datetime(2024, 3, 1, tzinfo=UTC)
 NOW = CUTOFF + 90 * DAY + timedelta(hours=2)
 POLICY: dict[str, Any] = {
@@ -21,15 +25,28 @@ POLICY: dict[str, Any] = {
 @contextmanager
 def retention(database: Database, now: datetime = NOW) -> Iterator["Retention"]:
     """The steps at a moment, for which what is before CUTOFF has expired."""
-    with clock(database, now) as connection:
-        yield Retention(database, connection)
+    with clock(database, now):
+        database.connection.execute("GRANT USAGE ON SCHEMA clock TO analytics_jobs")
+        with connect(database) as connection:
+            yield Retention(database, connection)
+
+
+def connect(database: Database, isolation: str = "read committed") -> Connection:
+    """A connection as the jobs' role, at the moment of the clock."""
+    settings = {
+        "search_path": "clock,analytics,public,pg_catalog",
+        "default_transaction_isolation": isolation.replace(" ", r"\ "),
+        "statement_timeout": "20s",
+    }
+    return database.connect(LOGIN, options=" ".join(f"-c {name}={value}" for name, value in settings.items()))
 
 
 class Retention:
-    """The steps of a run."""
+    """The steps of a run, as the jobs' role; `left` is what the last delete() left and nothing of ours keeps."""
 
     def __init__(self, database: Database, connection: Connection) -> None:
         self.database, self.connection = database, connection
+        self.log, self.left = "", 0
 
     def run(self, file: str, **parameters: Any) -> Any:
         """The result of one of the files, and what it logs as ``log``."""
@@ -58,9 +75,14 @@ class Retention:
 
     def delete(self, tasks: Iterable[dict[str, Any]], kind: str = "event") -> list[int]:
         """Run planned tasks; return how many rows each of their batches deleted."""
-        return [
-            self.run(f"delete_{kind}_batch", **{**task, **step})["rows"] for task in tasks for step in task["steps"]
-        ]
+        steps = [{**task, **step} for task in tasks for step in task["steps"]]
+        results = [self.run(f"delete_{kind}_batch", **step) for step in steps]
+        self.left = sum(result["left"] for result in results)
+        return [result["rows"] for result in results]
+
+    def start(self, file: str, isolation: str = "read committed", **parameters: Any) -> Future[Any]:
+        """Run a file in another thread and connection; return its future rows once it waits for a lock."""
+        return self.database.start(file, connect(self.database, isolation), **parameters)
 
     def aggregate(self, unsealed: Iterable[dict[str, Any]]) -> None:
         """Aggregate the days that were left."""
@@ -107,3 +129,18 @@ def listed(database: Database) -> dict[str, int]:
     """How many rows of which kind are on the list."""
     query = "SELECT kind, SUM(rows)::int AS rows FROM analytics_purge_batch GROUP BY kind"
     return {row["kind"]: row["rows"] for row in database.query(query)}
+
+
+def policy(database: Database, columns: str, website_id: str = "site") -> None:
+    """Give a website a policy, like `legal_hold = TRUE`, over the one that it has."""
+    database.connection.execute("INSERT INTO analytics_website_policy VALUES (%s) ON CONFLICT DO NOTHING", [website_id])
+    query = f"UPDATE analytics_website_policy SET {columns} WHERE website_id = %s"
+    database.connection.execute(query.encode(), [website_id])
+
+
+def late(database: Database) -> dict[tuple[str, str], int]:
+    """The days that have late events, and how many."""
+    rows = database.query(
+        "SELECT website_id, date::text, (late_pageviews + late_custom_events)::int AS late FROM analytics_daily_stats"
+    )
+    return {(row["website_id"], row["date"]): row["late"] for row in rows if row["late"]}

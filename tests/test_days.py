@@ -71,18 +71,27 @@ def test_a_range_may_be_of_any_length() -> None:
 )
 def test_a_task_takes_one_day_and_several_where_there_would_be_too_many_tasks(days: int, tasks: int, most: int) -> None:
     names = [str(date(2000, 1, 1) + timedelta(days=offset)) for offset in range(days)]
-    planned = tasks_for(names, "Asia/Kolkata")
+    planned = tasks_for(names, recount=True)
     assert len(planned) == tasks <= MAX_TASKS
     assert [day for task in planned for day in task["days"]] == names
     assert max((len(task["days"]) for task in planned), default=0) == most
-    assert {task["timezone"] for task in planned} <= {"Asia/Kolkata"}
+    assert all(task["recount"] for task in planned)
 
 
 def test_a_task_is_named_by_its_days() -> None:
-    assert tasks_for([date(2024, 1, 15)], "UTC") == [{"days": ["2024-01-15"], "day": "2024-01-15", "timezone": "UTC"}]
-    planned = tasks_for([date(2000, 1, 1) + timedelta(days=offset) for offset in range(MAX_TASKS + 1)], "UTC")
-    assert planned[0]["day"] == "2000-01-01 to 2000-01-02"
-    assert planned[-1]["day"] == "2002-09-27"
+    assert tasks_for([date(2024, 1, 15)]) == [{"days": ["2024-01-15"], "label": "2024-01-15", "recount": False}]
+    planned = tasks_for([date(2000, 1, 1) + timedelta(days=offset) for offset in range(MAX_TASKS + 1)])
+    assert planned[0]["label"] == "2000-01-01 to 2000-01-02"
+    assert planned[-1]["label"] == "2002-09-27"
+
+
+def test_the_first_and_the_last_day_of_the_calendar_have_names_like_any_other() -> None:
+    due = [date.min, date(1900, 1, 1)]
+    assert days_to_aggregate(NONE, NOW, NOW, "Pacific/Kiritimati", due) == [*due, date(2026, 3, 10)]
+    assert tasks_for([date.min, date.max]) == [
+        {"days": ["0001-01-01"], "label": "0001-01-01", "recount": False},
+        {"days": ["9999-12-31"], "label": "9999-12-31", "recount": False},
+    ]
 
 
 @pytest.mark.parametrize(

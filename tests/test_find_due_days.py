@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aggregation_steps import aggregate, aggregate_due, clock, find
+from aggregation_steps import aggregate, aggregate_due, clock, find, set_zone
 from conftest import Database
 
 BEFORE = datetime(2024, 3, 1, tzinfo=UTC)
@@ -51,7 +51,7 @@ def test_a_row_of_every_website_that_has_events_is_needed(database: Database) ->
                 database.connection.execute(
                     "DELETE FROM analytics_daily_stats WHERE website_id = %s AND date = %s", [website_id, day]
                 )
-                assert find(database, connection=database.connection) == [str(day)]
+                assert find(database, database.connection) == [str(day)]
 
 
 @pytest.mark.parametrize(
@@ -65,15 +65,16 @@ def test_a_row_of_every_website_that_has_events_is_needed(database: Database) ->
     ],
 )
 def test_only_days_that_are_over(database: Database, now: str, timezone: str, found: list[str]) -> None:
+    set_zone(database, timezone)
     for day in (9, 10, 11):
         midnight = datetime(2024, 3, day, tzinfo=ZoneInfo(timezone))
         database.event(midnight.astimezone(UTC))
         database.event((midnight + DAY).astimezone(UTC) - MICROSECOND)
     with clock(database, now) as connection:
-        assert find(database, timezone, connection) == found
-        aggregate(database, "2024-03-09", "2024-03-10", "2024-03-11", timezone=timezone, connection=connection)
+        assert find(database, connection) == found
+        aggregate(database, "2024-03-09", "2024-03-10", "2024-03-11", connection=connection)
         assert sorted(counted(database)) == found
-        assert find(database, timezone, connection) == []
+        assert find(database, connection) == []
 
 
 def test_soft_deleted_events_need_no_row(database: Database) -> None:
@@ -158,12 +159,13 @@ def test_a_row_whose_events_were_all_soft_deleted_becomes_zeros_and_is_right_the
 
 @pytest.mark.parametrize("timezone", ["America/New_York", "Asia/Kolkata"])
 def test_a_day_is_one_of_the_time_zone(database: Database, timezone: str) -> None:
+    set_zone(database, timezone)
     first, end = (datetime(2024, 11, day, tzinfo=ZoneInfo(timezone)).astimezone(UTC) for day in (3, 5))
     for moment in (first, end - MICROSECOND):
         database.event(moment)
-    assert find(database, timezone) == ["2024-11-03", "2024-11-04"]
-    aggregate(database, "2024-11-03", timezone=timezone)
-    assert find(database, timezone) == ["2024-11-04"]
+    assert find(database) == ["2024-11-03", "2024-11-04"]
+    aggregate(database, "2024-11-03")
+    assert find(database) == ["2024-11-04"]
 
 
 def test_any_number_of_days_is_found_at_once(database: Database) -> None:
@@ -194,7 +196,8 @@ def test_random_events_against_an_oracle_in_python(
 ) -> None:
     today = date(2024, 11, 5)
     now = datetime(2024, 11, 5, tzinfo=ZoneInfo(timezone)).astimezone(UTC)
-    database.connection.execute("TRUNCATE analytics_event, analytics_daily_stats")
+    database.connection.execute("TRUNCATE analytics_event, analytics_daily_stats, analytics_timezone")
+    set_zone(database, timezone)
     done = {today + timedelta(days=n) for n in aggregated}
     rows: Counter[tuple[str, date, bool]] = Counter()
     there: Counter[tuple[str, date, bool]] = Counter()
@@ -206,9 +209,9 @@ def test_random_events_against_an_oracle_in_python(
                         database.event(now + offset, website_id, deleted_at=now if is_deleted else None)
                         there[website_id, (now + offset).astimezone(ZoneInfo(timezone)).date(), is_deleted] += 1
             if not are_late:
-                aggregate(database, *done, timezone=timezone, connection=connection)
+                aggregate(database, *done, connection=connection)
                 rows = there.copy()
-        found = find(database, timezone, connection)
+        found = find(database, connection)
         due = set()
         for website_id, day, _ in there:
             has_row = day in done and rows[website_id, day, False] > 0
@@ -217,8 +220,8 @@ def test_random_events_against_an_oracle_in_python(
             if day < today and (not is_right if has_row else live > 0):
                 due.add(str(day))
         assert found == sorted(due)
-        aggregate(database, *found, timezone=timezone, connection=connection)
-        assert find(database, timezone, connection) == []
+        aggregate(database, *found, connection=connection)
+        assert find(database, connection) == []
 
 
 def test_days_are_found_by_jumps_through_indexes_and_counted_from_them(database: Database) -> None:
@@ -239,7 +242,10 @@ def test_days_are_found_by_jumps_through_indexes_and_counted_from_them(database:
         FROM pg_stat_xact_user_tables WHERE relid = 'analytics_event'::regclass
     """
     with database.connection.transaction():
-        days = database.query("SELECT * FROM analytics_event_days('UTC', now())")
+        days = database.query(
+            "SELECT day.* FROM analytics_websites() AS website (website_id)"
+            " CROSS JOIN LATERAL analytics_event_days(website.website_id, '-infinity', now()) AS day"
+        )
         jumps = database.query(read)[0]
         assert len(days) == 14 * 3
         assert jumps["index_entries"] < 2 * len(days)

@@ -146,8 +146,8 @@ class History(Application):
             else:
                 self.count_days(days, recount=False, shown=shown)
         except psycopg.errors.SerializationFailure:
-            before, after = ((model.rows, model.late_events, model.restored) for model in (shown, self.model))
-            assert before != after, "refused, and nobody wrote since"
+            stored = [(model.rows, model.zones, model.late_events, model.restored) for model in (shown, self.model)]
+            assert stored[0] != stored[1], "refused, and nobody wrote since"
             self.seen["old snapshot refused"] += 1
         else:
             self.seen[f"{'sealed' if seals else 'counted'} with an old snapshot"] += 1

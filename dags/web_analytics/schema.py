@@ -21,22 +21,33 @@ PATIENCE = 30
 OBSOLETE = ["CREATE INDEX analytics_session_started_at_id_idx ON % USING btree (started_at, id)"]
 """LIKE patterns of indexes on the application's tables that a release has made and nothing needs any more."""
 
-# Roles are of the server and not of the database: one that was restored elsewhere has no grants.
-HAS_GRANTS = """
-    SELECT count(*) = 2 FROM pg_catalog.pg_roles
-    WHERE rolname IN ('analytics_jobs', 'analytics_readers') AND has_table_privilege(oid, 'analytics_event', 'SELECT')
-    AND has_table_privilege(oid, 'analytics_daily_stats', 'SELECT')
-"""
-VIEW_GRANTS = """
-    SELECT quote_ident(relname), format('GRANT %s ON %I TO %s', privilege_type, relname, coalesce(quote_ident(rolname), 'public'))
-    FROM pg_catalog.pg_class CROSS JOIN aclexplode(relacl) LEFT JOIN pg_catalog.pg_roles ON pg_roles.oid = grantee
-    WHERE relkind = 'v' AND relnamespace = current_schema()::regnamespace
+# All that the repeatable files define.
+DEFINED = """
+    SELECT
+        ARRAY(
+            SELECT pg_get_functiondef(oid) || coalesce(proacl::text, '') FROM pg_catalog.pg_proc
+            WHERE pronamespace = quote_ident(current_schema())::regnamespace AND prokind = 'f'
+            ORDER BY oid
+        ),
+        ARRAY(
+            SELECT concat(oid, relacl, CASE relkind WHEN 'v' THEN pg_get_viewdef(oid) END) FROM pg_catalog.pg_class
+            WHERE starts_with(relname, 'analytics_') ORDER BY oid
+        ),
+        ARRAY(SELECT pg_get_triggerdef(oid) FROM pg_catalog.pg_trigger WHERE NOT tgisinternal ORDER BY oid),
+        ARRAY(SELECT attacl::text FROM pg_catalog.pg_attribute WHERE attacl IS NOT NULL ORDER BY attrelid, attnum),
+        ARRAY(SELECT concat(nspname, nspacl) FROM pg_catalog.pg_namespace ORDER BY oid),
+        (SELECT datacl::text FROM pg_catalog.pg_database WHERE datname = current_database())
 """
 HOLDERS = """
     SELECT string_agg(DISTINCT format('%s (process %s)', coalesce(nullif(application_name, ''), usename), pid), ', ')
     FROM pg_catalog.pg_locks INNER JOIN pg_catalog.pg_stat_activity USING (pid)
-    INNER JOIN pg_catalog.pg_class ON pg_class.oid = relation AND relnamespace = current_schema()::regnamespace
-    WHERE datname = current_database() AND granted AND pid <> pg_backend_pid()
+    INNER JOIN pg_catalog.pg_class ON pg_class.oid = relation
+    WHERE relnamespace = quote_ident(current_schema())::regnamespace AND datname = current_database()
+    AND granted AND pid <> pg_backend_pid()
+"""
+RUNNING = """
+    SELECT string_agg(format('%s (%s)', job, run_id), ', ') FROM analytics_job_run
+    WHERE outcome = 'running' AND started_at > now() - interval '1 day'
 """
 MISSING = """
     SELECT table_name, index_name, definition, (
@@ -52,9 +63,8 @@ def _files(kind: str) -> list[Path]:
 
 def _newest() -> tuple[int, int]:
     """Return the number of the last migration and the checksum of the repeatable files."""
-    return int(_files("migrations")[-1].name[:3]), zlib.crc32(
-        b"".join(file.read_bytes() for file in _files("repeatable"))
-    )
+    definitions = b"".join(file.read_bytes() for file in _files("repeatable"))
+    return int(_files("migrations")[-1].name[:3]), zlib.crc32(definitions)
 
 
 def version() -> int:
@@ -73,10 +83,10 @@ def install(dsn: str, search_path: str) -> None:
     from web_analytics import session  # here, since the command line has to say first where it is
 
     schemas = [sql.Identifier(name.strip()).as_string() for name in search_path.split(",")]
-    limits = {"search_path": ", ".join(schemas), "statement_timeout": "0", "lock_timeout": "0"}
+    settings = session.SETTINGS | {"search_path": ", ".join(schemas), "statement_timeout": "0", "lock_timeout": "0"}
     # Autocommit: CREATE INDEX CONCURRENTLY cannot run in a transaction. A prepared statement cannot be a whole file.
     with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as connection:
-        session.apply(connection, session.SETTINGS | limits)
+        session.apply(connection, settings)
         # One installer at a time. Without waiting in the database: the other one's indexes would wait for our snapshot.
         while not _value(connection, "SELECT pg_try_advisory_lock(hashtextextended('web_analytics.schema', 0))"):
             time.sleep(0.2)
@@ -93,13 +103,10 @@ def install(dsn: str, search_path: str) -> None:
                     ) from None
                 time.sleep(0.5)
             except psycopg.errors.DependentObjectsStillExist as error:
-                raise _refusal(
-                    f"{error.diag.message_detail}, which changes: drop the former, install again, and create it anew"
-                ) from None
-        obsolete = (
-            "SELECT indexrelid::regclass::text FROM pg_catalog.pg_index WHERE pg_get_indexdef(indexrelid) LIKE ANY (%s)"
-        )
-        for (index,) in connection.execute(obsolete, [OBSOLETE]).fetchall():
+                dependents = (error.diag.message_detail or "").replace("\n", " and ")
+                raise _refusal(f"{dependents}, which changes: drop it, install again, and create it anew") from None
+        indexes = "SELECT indexrelid::regclass::text FROM pg_catalog.pg_index WHERE pg_get_indexdef(indexrelid)"
+        for (index,) in connection.execute(f"{indexes} LIKE ANY (%s)", [OBSOLETE]).fetchall():
             print(f"dropping the index {index}, which nothing needs any more")
             connection.execute(f"DROP INDEX CONCURRENTLY {index}")
         for table, index, definition, invalid in connection.execute(MISSING).fetchall():
@@ -110,8 +117,8 @@ def install(dsn: str, search_path: str) -> None:
 
 
 def _bring_up_to_date(connection: psycopg.Connection[Any], schemas: list[str]) -> None:
-    with connection.transaction():
-        # Readers wait no longer than this, and it is never a job that PostgreSQL ends to resolve a deadlock.
+    with connection.transaction() as transaction:
+        # Readers wait no longer than this. It is less than deadlock_timeout, so that we give way and not a job.
         connection.execute("SET LOCAL lock_timeout = '500ms'")
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schemas[0]}")
         for table in ("analytics_event", "analytics_session"):
@@ -131,21 +138,21 @@ def _bring_up_to_date(connection: psycopg.Connection[Any], schemas: list[str]) -
                 f"the database has migration {installed[0]}, and these files end with {_newest()[0]}: "
                 "install with the files of the version that is there, or of a later one"
             )
-        if installed == _newest() and _value(connection, HAS_GRANTS):
-            return
-        view_grants = connection.execute(VIEW_GRANTS).fetchall()
+        defined = connection.execute(DEFINED).fetchone()
         for file in _files("migrations"):
             if int(file.name[:3]) > installed[0]:
-                print(file.name)
                 connection.execute(file.read_bytes())
                 connection.execute("INSERT INTO analytics_schema_version VALUES (%s)", [int(file.name[:3])])
         for file in _files("repeatable"):
             connection.execute(file.read_bytes())
-        # What others were granted on views that a migration drops and a repeatable file makes anew.
-        for view, grant in view_grants:
-            if _value(connection, f"SELECT to_regclass('{view}')::oid"):
-                connection.execute(grant)
         connection.execute("UPDATE analytics_schema_version SET definitions = %s WHERE number = %s", _newest()[::-1])
+        # The files are applied even where they were, for somebody may have changed, dropped or revoked something, and a
+        # database that was restored on another server has no grants; but nothing is written where nothing differs.
+        if installed == _newest() and connection.execute(DEFINED).fetchone() == defined:
+            raise psycopg.Rollback(transaction)
+    print(f"the schema is of version {version()}")
+    if installed[0] < _newest()[0] and (runs := _value(connection, RUNNING)):
+        print(f"{runs} began before that: if it fails, run it again or leave the rest to the next run")
 
 
 def _value(connection: psycopg.Connection[Any], query: str) -> Any:

@@ -38,7 +38,7 @@ WITH session AS MATERIALIZED (
     SELECT
         n + %(salt)s AS number,
         -- One website has 60 percent, the others ever less. Most visitors come once.
-        CASE WHEN random() < 0.6 THEN 1 ELSE 1 + floor(50 ^ random()) END AS website,
+        CASE WHEN random() < 0.6 THEN 1 ELSE 1 + floor(%(websites)s ^ random()) END AS website,
         CASE WHEN random() < 0.4 THEN floor(random() * %(events)s / 20) ELSE n + %(salt)s + 1e9 END AS visitor,
         %(start)s::timestamptz + random() * (%(days)s * INTERVAL '1 day' - INTERVAL '10 minutes') AS started_at
     FROM generate_series(1, %(events)s / 5) AS n
@@ -59,7 +59,7 @@ INSERT INTO analytics_event (
 )
 SELECT
     'anevt_' || to_hex((extract(epoch FROM moment) * 1000)::bigint) || left(md5(random()::text), 15),
-    'website ' || lpad(website::text, 2, '0'),
+    'website ' || lpad(website::text, 4, '0'),
     CASE WHEN kind < 0.25 THEN 'custom_event' ELSE 'pageview' END,
     CASE WHEN kind < 0.25 THEN 'add_to_cart' END,
     '/products/item-' || floor(2000 ^ random()),
@@ -96,11 +96,11 @@ class Database:
         """Connect as the owner of the tables."""
         return self.connect("postgres", statement_timeout="0", lock_timeout="0", work_mem="512MB")
 
-    def load(self, events: int, days_ago: int, days: int = 1) -> None:
-        """Store made-up events of `days` days, the first of which is so many days ago, in 50 websites."""
+    def load(self, events: int, days_ago: int, days: int = 1, websites: int = 50) -> None:
+        """Store made-up events of `days` days, the first of which is so many days ago."""
         with self.owner() as connection:
             connection.execute("SELECT setseed(0.5)")
-            values = {"events": events, "days": days, "salt": self.loaded, "start": day(days_ago)}
+            values = {"events": events, "days": days, "salt": self.loaded, "start": day(days_ago), "websites": websites}
             connection.execute(LOAD.encode(), values)
         self.loaded += events
 
@@ -124,7 +124,7 @@ class Database:
         """Aggregate days, as the job does."""
         days = [day(ago)[:10] for ago in range(first_days_ago, last_days_ago - 1, -1)]
         with self.connect(work_mem="256MB") as connection:
-            run(connection, "aggregate_daily_analytics/aggregate_day.sql", days=days, timezone="UTC")
+            aggregate(connection, *days)
 
 
 STARTED = time.time()
@@ -137,7 +137,26 @@ def day(days_ago: int) -> str:
 
 def policy(days_kept: int) -> dict[str, Any]:
     """The parameters of a retention run that keeps so many days."""
-    return {"moment": day(0), "retention_days": days_kept, "timezone": "UTC"}
+    return {"retention_days": days_kept, "batch_size": 1000, "dry_run": False, "job": "bench", "run_id": "bench"}
+
+
+def aggregate(connection: Connection, *days: str) -> None:
+    """Aggregate days, as the job does."""
+    run(connection, "aggregate_daily_analytics/aggregate_day.sql", days=list(days), label="days", recount=False)
+
+
+def seal(connection: Connection, days_kept: int) -> None:
+    """Seal and list what has expired, in steps, as the job does."""
+    parameters = policy(days_kept)
+    for step in run(connection, "archive_old_analytics/find_expired_days.sql", **parameters)[0]["result"]["steps"]:
+        [row] = run(connection, "archive_old_analytics/seal_days.sql", **parameters, **step)
+        assert row["result"] is None, row["log"]
+
+
+def batches(connection: Connection, days_kept: int) -> list[dict[str, Any]]:
+    """The parameters of each batch on the list."""
+    [row] = run(connection, "archive_old_analytics/plan_batches.sql", **policy(days_kept), kind="event")
+    return [{**task, **step} for task in row["result"] for step in task["steps"]]
 
 
 def execute(connection: Connection, query: str, parameters: Mapping[str, Any] | None = None) -> Any:

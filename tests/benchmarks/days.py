@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from benchmarks import bench as shared
 from benchmarks.bench import Bench, Connection, Database, day, execute, in_turns, run, seconds
 
 FIND_DUE_DAYS = "aggregate_daily_analytics/find_due_days.sql"
-AGGREGATE_DAY = "aggregate_daily_analytics/aggregate_day.sql"
 
 OF_THE_DAY = """
 website_id = ANY(%(websites)s) AND timestamp >= %(from)s::timestamptz AND timestamp < %(to)s::timestamptz
@@ -45,13 +45,13 @@ def due(bench: Bench) -> None:
     database.aggregate(100)
     with database.owner() as owner, database.connect() as job, database.connect(work_mem="256MB") as aggregation:
         owner.execute("VACUUM (ANALYZE) analytics_daily_stats")
-        assert run(job, FIND_DUE_DAYS, timezone="UTC") == []
+        assert run(job, FIND_DUE_DAYS)[0]["result"] == []
         count = "SELECT count(*) FROM analytics_event WHERE deleted_at IS NULL"
         samples = in_turns(
             {
                 "count(*)": lambda: seconds(execute, job, count),
                 "count(*) via heap": lambda: seconds(execute, job, count + " AND device_type <> ''"),
-                "find_due_days": lambda: seconds(run, job, FIND_DUE_DAYS, timezone="UTC"),
+                "find_due_days": lambda: seconds(run, job, FIND_DUE_DAYS),
                 "aggregate_day": lambda: first_aggregation(owner, aggregation, 50),
             }
         )
@@ -85,12 +85,12 @@ def aggregate(bench: Bench) -> None:
 def first_aggregation(owner: Connection, job: Connection, days_ago: int) -> float:
     """How long it takes to aggregate a day that has no row yet."""
     owner.execute("DELETE FROM analytics_daily_stats WHERE date = %s::date", [day(days_ago)[:10]])
-    return seconds(run, job, AGGREGATE_DAY, days=[day(days_ago)[:10]], timezone="UTC")
+    return seconds(shared.aggregate, job, day(days_ago)[:10])
 
 
 def ways(database: Database, owner: Connection, job: Connection, days_ago: int) -> Mapping[str, Callable[[], float]]:
     """Ways to read a day."""
-    websites = [row["website_id"] for row in execute(owner, "SELECT website_id FROM analytics_websites('UTC')")]
+    websites = [row["website_id"] for row in execute(owner, "SELECT website_id FROM analytics_websites() AS website (website_id)")]
     values: dict[str, Any] = {"websites": websites, "from": day(days_ago), "to": day(days_ago - 1)}
 
     def naive() -> None:
@@ -109,6 +109,6 @@ def ways(database: Database, owner: Connection, job: Connection, days_ago: int) 
         "count(*) via heap": via_heap,
         "read the columns": lambda: seconds(execute, job, READ, values),
         "aggregate_day": lambda: first_aggregation(owner, job, days_ago),
-        "aggregate_day again": lambda: seconds(run, job, AGGREGATE_DAY, days=[day(days_ago)[:10]], timezone="UTC"),
+        "aggregate_day again": lambda: seconds(shared.aggregate, job, day(days_ago)[:10]),
         "six queries": lambda: seconds(naive),
     }

@@ -13,7 +13,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import ROUNDS, Bench, Connection, Database, day, policy, run
+from benchmarks.bench import ROUNDS, Bench, Connection, Database, batches, day, policy, run, seal
 from benchmarks.sessions import load_sessions
 
 RATE = 600  # statements per second, one half inserts of events, one half heartbeats
@@ -94,10 +94,10 @@ def prepare(database: Database) -> dict[str, tuple[int, Iterator[Statement]]]:
     """Return the jobs by name: on how many connections they run, and their statements."""
     retention = "archive_old_analytics"
     with database.connect() as job:
-        parameters = policy(DAYS_KEPT)
-        assert run(job, f"{retention}/prove_days.sql", **parameters) == []
-        plan = parameters | {"expired": 600_000, "batch_size": 1000, "dry_run": False}
-        batches = run(job, f"{retention}/plan_event_batches.sql", **plan)
+        [row] = run(job, f"{retention}/find_expired_days.sql", **policy(DAYS_KEPT))
+        steps = row["result"]["steps"]
+        seal(job, DAYS_KEPT)
+        planned = batches(job, DAYS_KEPT)
 
     def statement(file: str, **values: Any) -> Statement:
         return lambda connection: run(connection, file, **values)
@@ -106,16 +106,19 @@ def prepare(database: Database) -> dict[str, tuple[int, Iterator[Statement]]]:
         return iter([statement(f"{retention}/delete_event_batch.sql", **batch) for batch in part])
 
     aggregation = "aggregate_daily_analytics"
-    close = statement("cleanup_analytics_sessions/close_idle_sessions.sql", idle_minutes=30, batch_size=1000)
-    aggregate = statement(f"{aggregation}/aggregate_day.sql", days=[day(1)[:10]], timezone="UTC")
+    close = statement("cleanup_analytics_sessions/close_idle_sessions.sql", idle_minutes=30, batch_size=1000, done=0)
+    yesterday = {"days": [day(1)[:10]], "label": "yesterday", "recount": False}
+    aggregate = statement(f"{aggregation}/aggregate_day.sql", **yesterday)
+    # They were sealed: this reads and hashes their events, and writes nothing.
+    reseal = statement(f"{retention}/seal_days.sql", **policy(DAYS_KEPT), **steps[0])
     return {
         "nothing": (0, iter(())),
-        "find_due_days": (1, repeat(statement(f"{aggregation}/find_due_days.sql", timezone="UTC"))),
+        "find_due_days": (1, repeat(statement(f"{aggregation}/find_due_days.sql"))),
         "aggregate_day, 200,000 events": (1, repeat(aggregate)),
         "close_idle_sessions": (1, repeat(close, IDLE // 1000)),
-        "prove_days": (1, repeat(statement(f"{retention}/prove_days.sql", **parameters))),
-        "delete_event_batch": (1, deletions(batches[::2])),
-        "delete_event_batch, 2 at a time": (2, deletions(batches[1::2])),
+        "seal_days": (1, repeat(reseal)),
+        "delete_event_batch": (1, deletions(planned[::2])),
+        "delete_event_batch, 2 at a time": (2, deletions(planned[1::2])),
     }
 
 

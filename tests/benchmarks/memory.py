@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import Bench, Connection, Database, day, execute, policy, run
-from benchmarks.retention import whole
+from benchmarks.bench import Bench, Connection, Database, batches, day, execute, policy, run, seal
 from conftest import LOGIN, ROOT, SQL
 
 ROUNDS = 3
@@ -39,8 +38,8 @@ print(peak, file=sys.stderr)
 
 def memory(bench: Bench) -> None:
     """Peak resident memory of a process that runs PostgresOperator, as a task does, with 10,000 and with 1,000,000
-    events of one day in the table: aggregate_day.sql of that day, plan_event_batches.sql (up to 1,000 rows), and three
-    batches of delete_event_batch.sql; and the peak that the server's process for it allocated (where there is /proc).
+    events of one day in the table: aggregate_day.sql of that day, plan_batches.sql (up to 1,000 tasks), and three batches
+    of delete_event_batch.sql; and the peak that the server's process for it allocated (where there is /proc).
     Ten million events would take minutes to load."""
     databases = {size: bench.database(f"memory_{size}") for size in (FEW, MANY)}
     for size, database in databases.items():
@@ -48,13 +47,13 @@ def memory(bench: Bench) -> None:
             database.load(size, days_ago=DAYS_KEPT + 1)
         database.aggregate(DAYS_KEPT + 1, DAYS_KEPT + 1)
         with database.connect() as job:
-            assert run(job, "archive_old_analytics/prove_days.sql", **policy(DAYS_KEPT)) == []
+            seal(job, DAYS_KEPT)
     measured: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for _ in range(ROUNDS):
         for size, database in databases.items():
             with database.owner() as owner:
-                for name in ("aggregate_day", "plan_event_batches", "delete_event_batch"):
-                    memory_used = run_task(database, owner, operator(database, name, size))
+                for name in ("aggregate_day", "plan_batches", "delete_event_batch"):
+                    memory_used = run_task(database, owner, operator(database, name))
                     measured.setdefault(name, {}).setdefault(size, []).append(memory_used)
     medians = {
         name: {
@@ -81,23 +80,19 @@ def memory(bench: Bench) -> None:
         bench.limit(f"{name}: {MANY:,} / {FEW:,} events", sizes[MANY][0] / sizes[FEW][0], at_most=1.03)
 
 
-def operator(database: Database, name: str, expired: int) -> dict[str, Any]:
+def operator(database: Database, name: str) -> dict[str, Any]:
     """The arguments of the operator of a task."""
     folder = "aggregate_daily_analytics" if name == "aggregate_day" else "archive_old_analytics"
-    plan = policy(DAYS_KEPT) | {"expired": expired, "batch_size": 1000, "dry_run": False}
-    parameters: dict[str, Any] = plan
+    parameters: dict[str, Any] = policy(DAYS_KEPT) | {"kind": "event"}
     if name == "aggregate_day":
-        parameters = {"days": [day(DAYS_KEPT + 1)[:10]], "timezone": "UTC"}
+        parameters = {"days": [day(DAYS_KEPT + 1)[:10]], "label": "a day", "recount": False}
     if name == "delete_event_batch":
         with database.connect() as job:
-            batches = run(job, f"{folder}/plan_event_batches.sql", **plan)
-        parameters = whole(batches[:3]) | {"batches": 3}
+            parameters = policy(DAYS_KEPT) | {"steps": batches(job, DAYS_KEPT)[:3]}
     return {
         "sql": (SQL / folder / f"{name}.sql").read_text(),
         "parameters": parameters,
         "session_settings": {"work_mem": "256MB"} if name == "aggregate_day" else {},
-        "returns": "rows" if name == "plan_event_batches" else "count",
-        "repeat": name == "delete_event_batch",
     }
 
 

@@ -55,7 +55,9 @@ counted AS MATERIALIZED (
         seen.date,
         seen.starts_at,
         seen.ends_at,
+        seen.is_sealed,
         seen.is_kept,
+        seen.row_events,
         CASE
             WHEN NOT seen.has_row OR %(recount)s::boolean THEN FALSE
             WHEN (seen.row_starts_at, seen.row_ends_at) = (seen.starts_at, seen.ends_at)
@@ -69,8 +71,10 @@ counted AS MATERIALIZED (
         END AS has_vanished,
         day_total.*
     FROM seen
-    CROSS JOIN LATERAL analytics_count_day(seen.website_id, seen.starts_at, seen.ends_at) AS day_total
-    WHERE NOT seen.is_sealed
+    LEFT JOIN LATERAL (
+        SELECT count.* FROM analytics_count_day(seen.website_id, seen.starts_at, seen.ends_at) AS count
+        WHERE NOT seen.is_sealed
+    ) AS day_total ON TRUE
 ),
 
 kept AS MATERIALIZED (
@@ -114,7 +118,10 @@ written AS (
         website_id, date, total_pageviews, total_custom_events, unique_visitors, unique_sessions, top_pages, top_referrers,
         total_events, deleted_events, edits_hash, events_hash, visitor_sketch, starts_at, ends_at, now() AS aggregated_at
     FROM counted
-    WHERE NOT EXISTS (SELECT FROM kept WHERE kept.website_id = counted.website_id AND kept.date = counted.date)
+    WHERE
+        NOT is_sealed
+        -- Hashed, where a join might be a nested loop.
+        AND (website_id, date) NOT IN (SELECT kept.website_id, kept.date FROM kept)
     ORDER BY website_id, date
     ON CONFLICT (website_id, date) DO UPDATE SET
         total_pageviews = excluded.total_pageviews,
@@ -163,25 +170,23 @@ FROM (
     UNION ALL
     SELECT
         2 AS part,
-        seen.website_id,
-        seen.date,
+        counted.website_id,
+        counted.date,
         format(
             '[Analytics Job] ✅ Aggregated %%s events for website %%s%%s',
-            CASE WHEN seen.is_sealed THEN seen.row_events ELSE counted.total_events END,
-            seen.website_id,
+            CASE WHEN counted.is_sealed THEN counted.row_events ELSE counted.total_events END,
+            counted.website_id,
             CASE
-                WHEN seen.is_sealed THEN ', but left its row as it is: it is sealed, its raw events are being deleted'
-                WHEN kept.website_id IS NOT NULL
+                WHEN counted.is_sealed THEN ', but left its row as it is: it is sealed, its raw events are being deleted'
+                WHEN (counted.website_id, counted.date) IN (SELECT kept.website_id, kept.date FROM kept)
                     THEN format(
                         ', but kept its row, which counts %%s: somebody else deleted raw events, and none older are '
                         || 'there; to count what is left, run this job with recount, from and to %%s',
-                        seen.row_events, to_char(seen.date, 'YYYY-MM-DD')
+                        counted.row_events, to_char(counted.date, 'YYYY-MM-DD')
                     )
             END
         ) AS log
-    FROM seen
-    LEFT JOIN counted ON seen.website_id = counted.website_id AND seen.date = counted.date
-    LEFT JOIN kept ON seen.website_id = kept.website_id AND seen.date = kept.date
+    FROM counted
     UNION ALL
     SELECT
         3 AS part,
@@ -191,6 +196,6 @@ FROM (
             WHEN count(*) > 0 THEN format('[Analytics Job] ✅ Aggregated %%s website(s) for %%s', count(*), %(label)s::text)
             ELSE format('[Analytics Job] No events on %%s: no row written', %(label)s::text)
         END AS log
-    FROM seen
+    FROM counted
 ) AS line
 ORDER BY line.part, line.website_id, line.date;

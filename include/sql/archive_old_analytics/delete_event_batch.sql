@@ -73,7 +73,9 @@ deleted AS (
 ),
 
 kept AS MATERIALIZED (
-    SELECT due.* FROM due LEFT JOIN deleted ON due.id = deleted.id WHERE deleted.id IS NULL
+    -- Not a join, which may be a nested loop of a batch with itself.
+    SELECT due.* FROM due
+    WHERE due.id NOT IN (SELECT deleted.id FROM deleted)
 ),
 
 listed_again AS (

@@ -47,32 +47,29 @@ on_list AS MATERIALIZED (
 -- A soft-deleted event on the list that was restored is listed anew, as a live one.
 listed AS MATERIALIZED (
     SELECT
-        name.id,
-        bool_or(name.is_live) AS is_live
-    FROM (
-        SELECT
-            unnest(on_list.ids) AS id,
-            TRUE AS is_live
-        FROM on_list
-        UNION ALL
-        SELECT
-            unnest(on_list.deleted_ids) AS id,
-            FALSE AS is_live
-        FROM on_list
-    ) AS name
-    GROUP BY name.id
+        unnest(on_list.ids) AS id,
+        TRUE AS is_live
+    FROM on_list
+    UNION ALL
+    SELECT
+        unnest(on_list.deleted_ids) AS id,
+        FALSE AS is_live
+    FROM on_list
 ),
 
+-- Subqueries with IN here and below are hashed, whatever the planner thinks of their size; joins might be nested loops.
 raw AS MATERIALIZED (
     SELECT
-        day.website_id,
-        day.date,
+        day.*,
         event.id,
         event.timestamp,
         event.is_pageview,
         event.is_live,
         event.hash,
-        listed.id IS NULL AS is_new
+        NOT (
+            event.id IN (SELECT listed.id FROM listed WHERE listed.is_live)
+            OR NOT event.is_live AND event.id IN (SELECT listed.id FROM listed WHERE NOT listed.is_live)
+        ) AS is_new
     FROM day
     CROSS JOIN LATERAL (
         SELECT
@@ -103,37 +100,43 @@ raw AS MATERIALIZED (
             AND deleted.timestamp < day.ends_at
             AND deleted.deleted_at IS NOT NULL
     ) AS event
-    LEFT JOIN listed ON event.id = listed.id AND (listed.is_live OR NOT event.is_live)
+),
+
+found AS (
+    SELECT
+        raw.website_id,
+        raw.date,
+        raw.was_sealed,
+        raw.is_kept,
+        raw.has_bounds,
+        raw.total_events,
+        raw.events_hash,
+        count(*) FILTER (WHERE raw.is_live) AS events,
+        coalesce(bit_xor(raw.hash), 0) AS hash,
+        count(*) FILTER (WHERE raw.is_new AND raw.is_live AND raw.is_pageview) AS late_pageviews,
+        count(*) FILTER (WHERE raw.is_new AND raw.is_live AND NOT raw.is_pageview) AS late_custom_events
+    FROM raw
+    GROUP BY
+        raw.website_id, raw.date, raw.was_sealed, raw.is_kept, raw.has_bounds, raw.total_events, raw.events_hash
 ),
 
 verdict AS MATERIALIZED (
     SELECT
-        day.website_id,
-        day.date,
-        day.total_events,
-        day.events_hash,
+        found.website_id,
+        found.date,
+        found.total_events,
+        found.events_hash,
         found.events,
         found.late_pageviews,
         found.late_custom_events,
         CASE
-            WHEN day.was_sealed THEN 'late'
-            WHEN day.total_events IS NULL AND found.events = 0 THEN 'not counted'
-            WHEN day.is_kept AND found.events < day.total_events THEN 'kept'
-            WHEN day.has_bounds AND (day.total_events, day.events_hash) = (found.events, found.hash) THEN 'exact'
+            WHEN found.was_sealed THEN 'late'
+            WHEN found.total_events IS NULL AND found.events = 0 THEN 'not counted'
+            WHEN found.is_kept AND found.events < found.total_events THEN 'kept'
+            WHEN found.has_bounds AND (found.total_events, found.events_hash) = (found.events, found.hash) THEN 'exact'
             ELSE 'inexact'
         END AS outcome
-    FROM day
-    INNER JOIN (
-        SELECT
-            raw.website_id,
-            raw.date,
-            count(*) FILTER (WHERE raw.is_live) AS events,
-            coalesce(bit_xor(raw.hash), 0) AS hash,
-            count(*) FILTER (WHERE raw.is_new AND raw.is_live AND raw.is_pageview) AS late_pageviews,
-            count(*) FILTER (WHERE raw.is_new AND raw.is_live AND NOT raw.is_pageview) AS late_custom_events
-        FROM raw
-        GROUP BY raw.website_id, raw.date
-    ) AS found ON day.website_id = found.website_id AND day.date = found.date
+    FROM found
 ),
 
 sealed AS (
@@ -179,9 +182,15 @@ numbered AS MATERIALIZED (
         raw.is_live,
         (row_number() OVER (ORDER BY raw.timestamp ASC, raw.id COLLATE "C" ASC) - 1) / %(batch_size)s::int AS batch
     FROM raw
-    INNER JOIN verdict ON raw.website_id = verdict.website_id AND raw.date = verdict.date
-    LEFT JOIN sealed ON raw.website_id = sealed.website_id AND raw.date = sealed.date
-    WHERE raw.is_new AND (sealed.date IS NOT NULL OR verdict.outcome IN ('late', 'not counted'))
+    WHERE
+        raw.is_new
+        AND (
+            (raw.website_id, raw.date) IN (SELECT sealed.website_id, sealed.date FROM sealed)
+            OR (raw.website_id, raw.date) IN (
+                SELECT verdict.website_id, verdict.date FROM verdict
+                WHERE verdict.outcome IN ('late', 'not counted')
+            )
+        )
 ),
 
 written AS (

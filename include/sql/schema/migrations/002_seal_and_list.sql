@@ -2,19 +2,23 @@
 -- on a list. All data is kept: final rows are sealed with the bounds they have, and what they count of raw events that
 -- are left is on the list.
 
--- Views, which readers lock before the tables. Without CASCADE: views of other people are not ours to drop.
+-- Views, which readers lock before the tables. Without CASCADE: views of other people are not ours to drop. What they
+-- were granted on ours stays with the view's name, to which CREATE OR REPLACE VIEW adds the columns.
 DO $$
 DECLARE
-    obsolete text;
+    statement text;
+    grants text[] := ARRAY(
+        SELECT format('GRANT %s ON analytics_traffic_daily TO %s', privilege_type, coalesce(quote_ident(rolname), 'public'))
+        FROM pg_catalog.pg_class
+        CROSS JOIN aclexplode(relacl)
+        LEFT JOIN pg_catalog.pg_roles ON grantee = pg_roles.oid
+        WHERE relname = 'analytics_traffic_daily' AND relnamespace = quote_ident(current_schema())::regnamespace
+    );
 BEGIN
-    FOR obsolete IN
-        SELECT pg_class.oid::regclass FROM pg_catalog.pg_class
-        WHERE
-            pg_class.relnamespace = current_schema()::regnamespace
-            AND pg_class.relkind = 'v'
-            AND pg_class.relname IN ('analytics_traffic_daily', 'analytics_proven_days')
-    LOOP
-        EXECUTE format('DROP VIEW %s', obsolete);
+    EXECUTE format('DROP VIEW IF EXISTS %1$I.analytics_traffic_daily, %1$I.analytics_proven_days', current_schema());
+    CREATE VIEW analytics_traffic_daily AS SELECT;
+    FOREACH statement IN ARRAY grants LOOP
+        EXECUTE statement;
     END LOOP;
 END
 $$;
@@ -252,7 +256,7 @@ BEGIN
     FOR obsolete IN
         SELECT pg_proc.oid::regprocedure FROM pg_catalog.pg_proc
         WHERE
-            pg_proc.pronamespace = current_schema()::regnamespace
+            pg_proc.pronamespace = quote_ident(current_schema())::regnamespace
             AND pg_proc.proname IN (
                 'analytics_check_timezone',
                 'analytics_day_start',
