@@ -63,7 +63,10 @@ RETRIES: dict[str, Any] = {
 HINTS: dict[type[psycopg.Error], str] = {
     psycopg.errors.UndefinedTable: 'Run "make schema" and check search_path in the connection.',
     psycopg.errors.UndefinedColumn: "Check search_path in the connection and the application's version.",
-    psycopg.errors.InsufficientPrivilege: 'Run "make schema" and make the role a member of analytics_jobs.',
+    psycopg.errors.UndefinedFunction: 'Run "make schema" and check search_path in the connection.',
+    psycopg.errors.InsufficientPrivilege: (
+        'Run "make schema", make the role a member of analytics_jobs, and let no row-level security apply to it.'
+    ),
     psycopg.errors.LockNotAvailable: "The application holds a lock; nothing was changed.",
     psycopg.errors.QueryCanceled: "The statement was cancelled or hit its statement_timeout; nothing was changed.",
 }

@@ -2,9 +2,10 @@
 -- Params: days (date[]), label (text, names them in the log), recount (boolean).
 -- Result: one row per website and day looked at, between a first and a last one: log.
 -- A day that is not over and has no row is left for a later run. A sealed row stays as it is.
--- Where fewer events are there than a row counts, and they were not soft-deleted, somebody deleted or moved them. If the
--- counted day before still has a good part of its events, that was a correction, and what is there is counted. Else
--- they may be missing because another retention job deleted from the old end: the row is kept, unless recount is true.
+-- Where fewer events are there than a row counts, and they were not soft-deleted, somebody deleted or moved them. If an
+-- older day still has at least a tenth of the events that its row counts (or if none was counted, any event), that was a
+-- correction, and what is there is counted. Else they may be missing because another retention job deletes from the old
+-- end: the row is kept, unless recount is true.
 -- Runs in REPEATABLE READ: of two runs of a day at the same moment, one fails and is tried again.
 WITH website AS (
     SELECT website.website_id FROM analytics_websites() AS website (website_id)
@@ -82,22 +83,31 @@ kept AS MATERIALIZED (
         counted.website_id,
         counted.date
     FROM counted
-    LEFT JOIN LATERAL (
-        SELECT
-            stats.sealed_at IS NULL AND stats.kept_at IS NULL AND sign.total_events * 10 >= stats.total_events AS is_there
-        FROM (
-            SELECT older.* FROM analytics_daily_stats AS older
-            WHERE older.website_id = counted.website_id AND older.date < counted.date AND older.total_events > 0
-            ORDER BY older.date DESC LIMIT 1
-        ) AS stats
-        CROSS JOIN LATERAL analytics_signs(stats.website_id, stats.starts_at, stats.ends_at) AS sign
-    ) AS day_before ON TRUE
     WHERE
         counted.has_vanished
         AND (
-            counted.is_kept OR NOT coalesce(
-                day_before.is_there,
+            counted.is_kept
+            -- A few events may have come for an older day after all of it was deleted.
+            OR NOT EXISTS (
+                SELECT FROM analytics_daily_stats AS older
+                CROSS JOIN LATERAL analytics_signs(older.website_id, older.starts_at, older.ends_at) AS sign
+                WHERE
+                    older.website_id = counted.website_id
+                    AND older.date < counted.date
+                    AND older.total_events > 0
+                    AND older.sealed_at IS NULL
+                    AND older.kept_at IS NULL
+                    AND sign.total_events * 10 >= older.total_events
+            )
+            AND (
                 EXISTS (
+                    SELECT FROM analytics_daily_stats AS older
+                    WHERE
+                        older.website_id = counted.website_id
+                        AND older.date < counted.date
+                        AND older.total_events > 0
+                )
+                OR NOT EXISTS (
                     SELECT FROM analytics_event AS event
                     WHERE
                         event.website_id = counted.website_id
