@@ -416,7 +416,9 @@ class Application(RuleBasedStateMachine):
         self.execute(query, website, policy.retention_days, policy.legal_hold)
 
     def pick_event(self, index: int) -> Event:
-        return list(self.model.events.values())[index % len(self.model.events)]
+        """Choose an event. Small numbers are drawn more often, and choose those that are listed for deletion."""
+        events = sorted(self.model.events.values(), key=self.model.is_listed, reverse=True)
+        return events[index % len(events)]
 
     def pick_session(self, index: int) -> tuple[str, Session]:
         return list(self.model.sessions.items())[index % len(self.model.sessions)]

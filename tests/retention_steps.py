@@ -18,7 +18,11 @@ HOUR = timedelta(hours=1)
 CUTOFF = datetime(2024, 3, 1, tzinfo=UTC)
 NOW = CUTOFF + 90 * DAY + timedelta(hours=2)
 POLICY: dict[str, Any] = {
-    "retention_days": 90, "batch_size": 1000, "dry_run": False, "job": "archive_old_analytics", "run_id": "test"
+    "retention_days": 90,
+    "batch_size": 1000,
+    "dry_run": False,
+    "job": "archive_old_analytics",
+    "run_id": "test",
 }
 
 

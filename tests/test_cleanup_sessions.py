@@ -1,5 +1,6 @@
 """The SQL of cleanup_analytics_sessions: who is closed, at which moment, and who is left alone."""
 
+import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,14 +19,33 @@ HOUR = timedelta(hours=1)
 MICROSECOND = timedelta(microseconds=1)
 
 
-def run(database: Database, file: str, batch_size: int = 1000, connection: Any = None) -> Any:
-    return database.run(file, connection, idle_minutes=30, batch_size=batch_size)
+LINE = re.compile(r"\[Analytics Cleanup\] ✅ Closed session (.+) \(duration: (\d+)s\)")
+
+
+def closed(rows: Any) -> dict[str, int]:
+    """The sessions that a batch has closed, by what it logs, and how many seconds long they were."""
+    [row] = rows
+    lines = {match[1]: int(match[2]) for match in map(LINE.fullmatch, row["log"].split("\n")) if match}
+    assert row["result"] == {"rows": len(lines)}
+    return lines
+
+
+def run(database: Database, file: str, batch_size: int = 1000, connection: Any = None) -> dict[str, int]:
+    """Run one batch; return the sessions that it has closed."""
+    return closed(database.run(file, connection, idle_minutes=30, batch_size=batch_size, done=0))
 
 
 def session(database: Database, file: str, started_at: datetime, last_activity_at: datetime, **columns: Any) -> str:
     """A session of the kind that the file looks for: open, or ended a second before its last activity."""
     ended_at = None if file == CLOSE else last_activity_at - timedelta(seconds=1)
     return database.session(started_at, last_activity_at, **{"ended_at": ended_at} | columns)
+
+
+def counted(database: Database, file: str, connection: Any = None) -> tuple[int, int]:
+    """The two numbers that a file logs which only counts."""
+    [row] = database.run(file, connection, idle_minutes=30)
+    first, second = re.findall(r"\d+", row["log"])
+    return int(first), int(second)
 
 
 def rows(database: Database) -> dict[str, dict[str, Any]]:
@@ -43,7 +63,10 @@ def frozen(database: Database) -> Iterator[datetime]:
 
 @BOTH
 def test_nothing_to_do(database: Database, file: str) -> None:
-    assert run(database, file) == []
+    said = {CLOSE: "No stale sessions", RETURNED: "No closed session had come back"}[file]
+    assert database.run(file, idle_minutes=30, batch_size=1000, done=0) == [
+        {"result": {"rows": 0}, "again": None, "log": f"[Analytics Cleanup] {said}"}
+    ]
 
 
 @BOTH
@@ -64,7 +87,7 @@ def test_the_timeout_does_not_depend_on_the_time_zone_of_the_session(
     database.connection.execute("SET LOCAL timezone = 'Asia/Kolkata'")
     session(database, file, frozen - HOUR, frozen - IDLE)
     idle = session(database, file, frozen - HOUR, frozen - IDLE - MICROSECOND)
-    assert [row["session_id"] for row in run(database, file, connection=database.connection)] == [idle]
+    assert list(run(database, file, connection=database.connection)) == [idle]
 
 
 @BOTH
@@ -84,7 +107,7 @@ def test_the_end_is_the_last_activity_and_the_duration_whole_seconds_never_negat
 ) -> None:
     started_at = now - timedelta(days=4)
     name = session(database, file, started_at, started_at + length)
-    assert run(database, file) == [{"session_id": name, "duration_seconds": seconds}]
+    assert run(database, file) == {name: seconds}
     row = rows(database)[name]
     assert (row["ended_at"], row["duration_seconds"]) == (started_at + length, seconds)
 
@@ -120,7 +143,7 @@ def test_only_the_end_the_duration_and_updated_at_change(database: Database, now
 def test_a_soft_deleted_session_stays(database: Database, now: datetime, file: str) -> None:
     session(database, file, now - 2 * HOUR, now - HOUR, deleted_at=now)
     before = rows(database)
-    assert run(database, file) == []
+    assert run(database, file) == {}
     assert rows(database) == before
 
 
@@ -130,16 +153,36 @@ def test_a_second_run_does_nothing(database: Database, now: datetime, file: str)
         session(database, file, now - 2 * HOUR, now - HOUR)
     assert len(run(database, file)) == 3
     before = rows(database)
-    assert run(database, file) == []
+    assert run(database, file) == {}
     assert rows(database) == before
 
 
 @BOTH
-def test_one_batch_at_a_time(database: Database, now: datetime, file: str) -> None:
+def test_a_batch_asks_for_the_next_one_until_one_is_not_full(database: Database, now: datetime, file: str) -> None:
     names = {session(database, file, now - 2 * HOUR, now - HOUR) for _ in range(5)}
-    batches = [run(database, file, batch_size=2) for _ in range(4)]
-    assert [len(batch) for batch in batches] == [2, 2, 1, 0]
-    assert {row["session_id"] for batch in batches for row in batch} == names
+    results: list[dict[str, Any]] = []
+    again: Any = {"done": 0}
+    while again is not None:
+        [row] = database.run(file, idle_minutes=30, batch_size=2, **again)
+        results.append(row)
+        again = row["again"]
+    assert [row["again"] for row in results] == [{"done": 2}, {"done": 4}, None]
+    assert [row["result"]["rows"] for row in results] == [2, 2, 1]
+    assert {name for row in results for name in closed([row])} == names
+    last = {CLOSE: "✅ Closed 5 stale session(s)", RETURNED: "Ended 5 session(s) again that had come back"}[file]
+    assert [last in row["log"] for row in results] == [False, False, True]
+    assert [("Found 2 stale session(s) to close" in row["log"]) for row in results] == [file == CLOSE] * 2 + [False]
+
+
+@BOTH
+def test_a_full_last_batch_asks_once_more_and_then_says_the_total(database: Database, now: datetime, file: str) -> None:
+    for _ in range(2):
+        session(database, file, now - 2 * HOUR, now - HOUR)
+    assert len(run(database, file, 2)) == 2
+    [row] = database.run(file, idle_minutes=30, batch_size=2, done=2)
+    assert (row["again"], row["result"]) == (None, {"rows": 0})
+    total = {CLOSE: "✅ Closed 2 stale session(s)", RETURNED: "Ended 2 session(s) again that had come back"}[file]
+    assert row["log"] == f"[Analytics Cleanup] {total}"
 
 
 @BOTH
@@ -152,8 +195,8 @@ def test_a_row_that_the_application_writes_is_passed_over_and_does_not_fill_the_
         job.execute("SET lock_timeout = '200ms'")
         with application.transaction():
             application.execute("UPDATE analytics_session SET pageviews = 2 WHERE session_id = %s", [oldest])
-            assert [row["session_id"] for row in run(database, file, 1, job)] == [next_one]
-        assert [row["session_id"] for row in run(database, file, 1, job)] == [oldest]
+            assert list(run(database, file, 1, job)) == [next_one]
+        assert list(run(database, file, 1, job)) == [oldest]
 
 
 @BOTH
@@ -163,18 +206,18 @@ def test_sessions_that_need_nothing_do_not_fill_the_batch(database: Database, no
     for ended_at in (now - HOUR, now):
         session(database, file, now - 3 * HOUR, now - HOUR, ended_at=ended_at)
     last = session(database, file, now - 2 * HOUR, now - HOUR)
-    assert [row["session_id"] for row in run(database, file, 1)] == [last]
+    assert list(run(database, file, 1)) == [last]
 
 
 @BOTH
 def test_a_visitor_who_returns_while_the_statement_reads_stays(database: Database, now: datetime, file: str) -> None:
     name = session(database, file, now - 2 * HOUR, now - HOUR)
     with database.gate("analytics_session"):
-        statement = database.start(file, idle_minutes=30, batch_size=1000)
+        statement = database.start(file, idle_minutes=30, batch_size=1000, done=0)
         # Its snapshot shows the session idle; the return comes after it.
         database.connection.execute("UPDATE analytics_session SET last_activity_at = %s", [now])
         before = rows(database)
-    assert statement.result(timeout=10) == []
+    assert closed(statement.result(timeout=10)) == {}
     assert rows(database) == before
     assert before[name]["last_activity_at"] == now
 
@@ -185,10 +228,10 @@ def test_a_session_that_is_written_while_the_statement_reads_and_stays_idle_ends
 ) -> None:
     name = session(database, file, now - 3 * HOUR, now - 2 * HOUR)
     with database.gate("analytics_session"):
-        statement = database.start(file, idle_minutes=30, batch_size=1000)
+        statement = database.start(file, idle_minutes=30, batch_size=1000, done=0)
         later = now - HOUR
         database.connection.execute("UPDATE analytics_session SET pageviews = 9, last_activity_at = %s", [later])
-    assert statement.result(timeout=10) == [{"session_id": name, "duration_seconds": 7200}]
+    assert closed(statement.result(timeout=10)) == {name: 7200}
     row = rows(database)[name]
     assert (row["pageviews"], row["ended_at"], row["last_activity_at"]) == (9, later, later)
 
@@ -198,20 +241,20 @@ def test_two_runs_at_the_same_moment_close_each_session_once(database: Database,
     with database.connect(LOGIN) as first, database.connect(LOGIN) as second, first.transaction():
         closed = [run(database, CLOSE, 2, first), run(database, CLOSE, 1000, second)]
     assert [len(batch) for batch in closed] == [2, 2]
-    assert {row["session_id"] for batch in closed for row in batch} == names
+    assert {name for batch in closed for name in batch} == names
 
 
 def test_the_oldest_are_closed_first(database: Database, now: datetime) -> None:
     ages = [3, 5, 2, 4]
     names = {hours: session(database, CLOSE, now - hours * HOUR, now - HOUR) for hours in ages}
-    assert {row["session_id"] for row in run(database, CLOSE, 2)} == {names[5], names[4]}
+    assert set(run(database, CLOSE, 2)) == {names[5], names[4]}
 
 
 def test_closing_leaves_ended_sessions_to_the_other_statement(database: Database, now: datetime) -> None:
     for ended_at in (now - 2 * HOUR, now - HOUR, now):
         database.session(now - 2 * HOUR, now - HOUR, ended_at=ended_at)
     before = rows(database)
-    assert run(database, CLOSE) == []
+    assert run(database, CLOSE) == {}
     assert rows(database) == before
 
 
@@ -221,7 +264,7 @@ def test_a_session_ended_at_or_after_its_last_activity_did_not_return(
 ) -> None:
     database.session(now - 2 * HOUR, now - HOUR, ended_at=now - HOUR + after, duration_seconds=1)
     before = rows(database)
-    assert run(database, RETURNED) == []
+    assert run(database, RETURNED) == {}
     assert rows(database) == before
 
 
@@ -229,27 +272,27 @@ def test_a_session_that_returned_and_left_again_ends_at_its_true_last_activity(
     database: Database, now: datetime
 ) -> None:
     name = database.session(now - 5 * HOUR, now - 4 * HOUR)
-    assert run(database, CLOSE) == [{"session_id": name, "duration_seconds": 3600}]
+    assert run(database, CLOSE) == {name: 3600}
     # The heartbeat of the application touches last_activity_at and nothing else.
     database.connection.execute("UPDATE analytics_session SET last_activity_at = %s", [now - 2 * HOUR])
-    assert run(database, CLOSE) == []
-    assert run(database, RETURNED) == [{"session_id": name, "duration_seconds": 3 * 3600}]
+    assert run(database, CLOSE) == {}
+    assert run(database, RETURNED) == {name: 3 * 3600}
     assert rows(database)[name]["ended_at"] == now - 2 * HOUR
 
 
 def test_a_session_that_comes_back_twice_is_closed_each_time(database: Database, now: datetime) -> None:
     name = database.session(now - 9 * HOUR, now - 8 * HOUR)
-    assert run(database, CLOSE) == [{"session_id": name, "duration_seconds": 3600}]
+    assert run(database, CLOSE) == {name: 3600}
     for hours in (6, 4):
         database.connection.execute("UPDATE analytics_session SET last_activity_at = %s", [now - hours * HOUR])
-        assert run(database, CLOSE) == []
-        assert run(database, RETURNED) == [{"session_id": name, "duration_seconds": (9 - hours) * 3600}]
+        assert run(database, CLOSE) == {}
+        assert run(database, RETURNED) == {name: (9 - hours) * 3600}
         assert rows(database)[name]["ended_at"] == now - hours * HOUR
     # The application reopens it, and it is left for good.
     database.connection.execute("UPDATE analytics_session SET ended_at = NULL, last_activity_at = %s", [now - HOUR])
-    assert run(database, RETURNED) == []
-    assert run(database, CLOSE) == [{"session_id": name, "duration_seconds": 8 * 3600}]
-    assert run(database, CLOSE) == run(database, RETURNED) == []
+    assert run(database, RETURNED) == {}
+    assert run(database, CLOSE) == {name: 8 * 3600}
+    assert run(database, CLOSE) == run(database, RETURNED) == {}
 
 
 @BOTH
@@ -262,28 +305,27 @@ def test_only_the_last_activity_decides_whatever_the_start_is(
     # The clock of the last one was wrong the other way: it is left until its last activity has passed.
     session(database, file, frozen + started_at, frozen + HOUR)
     seconds = max(0, int((-IDLE - MICROSECOND - started_at) / timedelta(seconds=1)))
-    assert run(database, file, connection=database.connection) == [{"session_id": idle, "duration_seconds": seconds}]
+    assert run(database, file, connection=database.connection) == {idle: seconds}
     assert rows(database)[idle]["ended_at"] == frozen - IDLE - MICROSECOND
 
 
 def test_sessions_with_times_that_cannot_be_true_are_counted(database: Database, frozen: datetime) -> None:
-    def counted() -> tuple[int, int]:
-        [row] = database.run(ANOMALIES, database.connection)
-        return row["before_start"], row["in_future"]
+    def skewed() -> tuple[int, int]:
+        return counted(database, ANOMALIES, database.connection)
 
-    assert counted() == (0, 0)
+    assert skewed() == (0, 0)
     database.session(frozen - HOUR, frozen)
     database.session(frozen, frozen)
-    assert counted() == (0, 0)
+    assert skewed() == (0, 0)
     database.session(frozen, frozen - MICROSECOND)
-    assert counted() == (1, 0)
+    assert skewed() == (1, 0)
     database.session(frozen, frozen + MICROSECOND)
-    assert counted() == (1, 1)
+    assert skewed() == (1, 1)
     database.session(frozen + 2 * HOUR, frozen + HOUR)
-    assert counted() == (2, 2)
+    assert skewed() == (2, 2)
     database.session(frozen, frozen - HOUR, ended_at=frozen)
     database.session(frozen, frozen + HOUR, deleted_at=frozen)
-    assert counted() == (2, 2)
+    assert skewed() == (2, 2)
 
 
 def test_an_idle_session_that_the_application_is_writing_is_counted_as_left_open(
@@ -292,10 +334,10 @@ def test_an_idle_session_that_the_application_is_writing_is_counted_as_left_open
     written, other = (database.session(now - 2 * HOUR, now - HOUR) for _ in range(2))
     with database.connect() as application, application.transaction():
         application.execute("UPDATE analytics_session SET pageviews = 2 WHERE session_id = %s", [written])
-        assert [row["session_id"] for row in run(database, CLOSE)] == [other]
-        assert database.run(ACTIVE, idle_minutes=30) == [{"active_visitors": 0, "left_open": 1}]
-    assert [row["session_id"] for row in run(database, CLOSE)] == [written]
-    assert database.run(ACTIVE, idle_minutes=30) == [{"active_visitors": 0, "left_open": 0}]
+        assert list(run(database, CLOSE)) == [other]
+        assert counted(database, ACTIVE) == (0, 1)
+    assert list(run(database, CLOSE)) == [written]
+    assert counted(database, ACTIVE) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -312,8 +354,7 @@ def test_which_sessions_are_left_open(
     database: Database, frozen: datetime, idle: timedelta, columns: dict[str, Any], left_open: int
 ) -> None:
     database.session(frozen - 2 * HOUR, frozen - idle, **columns)
-    counted = database.run(ACTIVE, database.connection, idle_minutes=30)
-    assert counted == [{"active_visitors": 0, "left_open": left_open}]
+    assert counted(database, ACTIVE, database.connection) == (0, left_open)
 
 
 def test_the_active_visitors_are_those_with_an_event_within_the_timeout(database: Database, frozen: datetime) -> None:
@@ -327,12 +368,7 @@ def test_the_active_visitors_are_those_with_an_event_within_the_timeout(database
         database.event(moment, visitor_id=visitor_id)
     database.event(frozen, visitor_id="deleted", deleted_at=frozen)
     database.event(frozen, visitor_id="newest", website_id="other", event_type="custom_event")
-    counted = database.run(ACTIVE, database.connection, idle_minutes=30)
-    assert counted == [{"active_visitors": 2, "left_open": 0}]
-
-
-def test_no_visitor_is_active(database: Database) -> None:
-    assert database.run(ACTIVE, idle_minutes=30) == [{"active_visitors": 0, "left_open": 0}]
+    assert counted(database, ACTIVE, database.connection) == (2, 0)
 
 
 def test_idle_sessions_and_active_visitors_are_found_through_indexes(database: Database) -> None:
@@ -358,7 +394,7 @@ def test_idle_sessions_and_active_visitors_are_found_through_indexes(database: D
     ):
         query = b"EXPLAIN (COSTS OFF) " + (SQL / file).read_bytes()
         with database.connect(LOGIN) as connection:
-            explained = connection.execute(query, {"idle_minutes": 30, "batch_size": 1000}).fetchall()
+            explained = connection.execute(query, {"idle_minutes": 30, "batch_size": 1000, "done": 0}).fetchall()
         plan = "\n".join(line["QUERY PLAN"] for line in explained)
         assert [line for line in lines if line not in plan] == []
         assert "Seq Scan" not in plan

@@ -22,7 +22,7 @@ from history_application import INDEXES, OPERATIONS, RUN, ZONE_NAMES, Applicatio
 from history_model import DAY, Batch, Event, Model, Purge
 from web_analytics.days import days_to_aggregate, tasks_for
 
-HISTORIES = int(os.environ.get("HISTORIES", "150"))
+HISTORIES = int(os.environ.get("HISTORIES", "250"))
 STEPS = 50
 BATCH_SIZE = 3
 AGGREGATION, CLEANUP, RETENTION = "aggregate_daily_analytics", "cleanup_analytics_sessions", "archive_old_analytics"
@@ -108,7 +108,7 @@ class History(Application):
 
     @operation(
         slot=st.sampled_from([0, 1]),
-        steps=st.sampled_from([1, 2, 3, 5, 8]),
+        steps=st.sampled_from([1, 2, 3, 5, 8, 13, 21]),
         retention_days=RETENTION_DAYS,
         by_day=st.booleans(),
         backwards=st.booleans(),

@@ -1,4 +1,4 @@
-"""PostgresOperator against a real server: settings, messages, errors, time-outs, kills and restarts."""
+"""PostgresOperator against a real server: what a statement says, loops, settings, errors, kills and restarts."""
 
 import os
 import re
@@ -17,13 +17,40 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 import postgres
 from conftest import ROOT, Database
-from web_analytics.postgres import PostgresOperator, SessionPostgresHook
+from web_analytics.postgres import LOG_LINES, REPEATABLE_READ, PostgresOperator, SessionPostgresHook
+
+# Deletes a batch of the smallest numbers, and goes on until there was none.
+BATCH = """
+WITH gone AS (
+    DELETE FROM number WHERE n IN (SELECT n FROM number ORDER BY n LIMIT %(size)s) RETURNING n
+)
+SELECT
+    json_agg(n ORDER BY n) AS result,
+    format('line %%s after %%s', json_agg(n ORDER BY n), %(done)s::int) AS log,
+    CASE WHEN count(*) = 7 THEN 'These are seven.' END AS problem,
+    CASE WHEN count(*) > 0 THEN json_build_object('done', %(done)s::int + count(*)) END AS again
+FROM gone
+"""
+# Deletes the numbers of a step.
+STEP = """
+WITH gone AS (DELETE FROM number WHERE n BETWEEN %(first)s AND %(last)s RETURNING n)
+SELECT json_build_object(%(name)s::text, count(*)) AS result, 'line ' || %(first)s::text AS log
+FROM gone HAVING count(*) > 0
+"""
 
 
-def prepare(sql: str, map_index: int = -1, **kwargs: Any) -> tuple[PostgresOperator, Any]:
-    """Return the operator as a task process has it, with its fields rendered, and the context to execute it in."""
+def prepare(
+    sql: str, map_index: int = -1, left: dict[str, str] | None = None, **kwargs: Any
+) -> tuple[PostgresOperator, Any]:
+    """Return the operator as a task process has it, with its fields rendered, and the context to execute it in.
+
+    :param left: gets the XComs that the operator leaves beside its result.
+    """
     operator = PostgresOperator(task_id="task", sql=sql, **kwargs)
-    ti = SimpleNamespace(dag_id="dag", task_id="task", map_index=map_index, xcom_push=lambda key, value: None)
+    xcoms = {} if left is None else left
+    ti = SimpleNamespace(
+        dag_id="dag", task_id="task", map_index=map_index, xcom_push=lambda key, value: xcoms.update({key: value})
+    )
     context: Any = {"ti": ti, "params": {}}
     operator.render_template_fields(context)
     return operator, context
@@ -35,15 +62,16 @@ def execute(sql: str, **kwargs: Any) -> Any:
     return operator.execute(context)
 
 
-BATCH = "DELETE FROM number WHERE n IN (SELECT n FROM number ORDER BY n LIMIT %(batch_size)s) RETURNING n"
-
-
 @pytest.fixture
 def numbers(database: Database) -> Database:
     """Ten rows in a table of their own."""
     database.connection.execute("CREATE TABLE number AS SELECT n FROM generate_series(1, 10) AS n")
     database.connection.execute("GRANT ALL ON number TO analytics_jobs")
     return database
+
+
+def left_over(numbers: Database) -> list[int]:
+    return [row["n"] for row in numbers.query("SELECT n FROM number ORDER BY n")]
 
 
 class Log:
@@ -76,201 +104,247 @@ def wait_for_statement(database: Database, active: bool, seconds: float) -> None
 def test_session_settings_win_over_the_connections_own(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = os.environ["AIRFLOW_CONN_ANALYTICS_DB"]
     monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_DB", uri + "%20-c%20lock_timeout%3D99s&application_name=theirs")
-    row = execute(
-        "SELECT current_setting('lock_timeout') AS lock_timeout, current_setting('statement_timeout') AS statement,"
-        " current_setting('timezone') AS timezone, current_setting('work_mem') AS work_mem,"
-        " current_setting('jit') AS jit, current_setting('application_name') AS name,"
-        " current_setting('client_connection_check_interval') AS check, current_setting('search_path') AS path",
-        map_index=7,
-        session_settings={"work_mem": "5MB", "statement_timeout": "1min"},
-        returns="row",
-    )
-    assert row == {
+    expected = {
         "lock_timeout": "5s",
-        "statement": "1min",
+        "statement_timeout": "1min",
+        "idle_in_transaction_session_timeout": "1min",
+        "client_connection_check_interval": "5s",
+        "transaction_isolation": "repeatable read",
         "timezone": "UTC",
         "work_mem": "5MB",
         "jit": "off",
-        "name": "airflow:dag.task[7]",
-        "check": "5s",
-        "path": "analytics,public",
+        "application_name": "airflow:dag.task[7]",
+        "search_path": "analytics,public",
     }
-
-
-def test_returns(numbers: Database) -> None:
-    query = "SELECT n FROM number WHERE n < 3 ORDER BY n"
-    assert execute(query, returns="rows") == [{"n": 1}, {"n": 2}]
-    assert execute(query, returns="row") == {"n": 1}
-    assert execute(query) == 2
-    assert execute("DELETE FROM number WHERE n > 7") == 3
-    assert execute("SELECT n FROM number WHERE false", returns="row") is None
-
-
-def test_messages(numbers: Database, log: Log) -> None:
-    execute(
-        BATCH,
-        parameters={"batch_size": 3, "done": 100, "name": "x"},
-        repeat=True,
-        row_messages=4,
-        messages={
-            "start": "start {name}",
-            "batch": "batch {count} {total}",
-            "row": "row {n}",
-            "end": "end {total}",
-            "none": "none",
-        },
+    found = execute(
+        "SELECT json_object_agg(name, current_setting(name)) AS result FROM unnest(%(names)s::text[]) AS name",
+        map_index=7,
+        parameters={"names": list(expected)},
+        session_settings=REPEATABLE_READ | {"work_mem": "5MB", "statement_timeout": "1min"},
     )
-    lines = log.lines()
-    assert [line for line in lines if line.split()[0] in ("start", "batch", "row", "end", "none")] == [
-        "start x",
-        "batch 3 103",
-        "row 1",
-        "row 2",
-        "row 3",
-        "batch 3 106",
-        "row 4",
-        "batch 3 109",
-        "batch 1 110",
-        "end 10",
-    ]
-    assert sum(line.startswith("PostgreSQL: DELETE 3 in ") for line in lines) == 3
-
-    execute("DELETE FROM number", messages={"batch": "batch", "end": "end", "none": "none"})
-    assert {"batch", "end", "none"} & set(log.lines()) == {"none"}
+    assert found == expected
 
 
-def test_a_server_notice_is_logged(database: Database, log: Log) -> None:
-    execute("DO $$ BEGIN RAISE NOTICE 'from the server'; END $$")
-    assert "from the server" in log.lines()
-
-
-@pytest.mark.parametrize(("size", "statements"), [(3, 4), (5, 3), (10, 2), (11, 1)])
-def test_repeats_until_a_batch_is_not_full(numbers: Database, log: Log, size: int, statements: int) -> None:
-    assert execute(BATCH, parameters={"batch_size": size}, repeat=True) == 10
-    assert sum(line.startswith("PostgreSQL: ") for line in log.lines()) == statements
-
-
-def test_a_planned_batch_that_is_not_full_is_not_the_last_one(numbers: Database) -> None:
-    # As when the application changes a row of the batch at that moment: the first statement skips row 2.
-    sql = "DELETE FROM number WHERE n IN (SELECT n FROM number ORDER BY n LIMIT %(batch_size)s) AND n <> 2"
-    assert execute(sql, parameters={"batch_size": 4, "batches": 5}, repeat=True) == 9
-    assert numbers.query("SELECT n FROM number") == [{"n": 2}]
-
-
-def test_repeats_at_most_as_often_as_planned(numbers: Database) -> None:
-    assert execute(BATCH, parameters={"batch_size": 2, "batches": 3}, repeat=True) == 6
-    assert numbers.value("SELECT count(*) FROM number") == 4
-
-
-def test_each_batch_is_a_transaction_of_its_own(numbers: Database) -> None:
-    sql = BATCH.replace("RETURNING n", "RETURNING 1 / (n - 6)")
-    with pytest.raises(psycopg.errors.DivisionByZero):
-        execute(sql, parameters={"batch_size": 4}, repeat=True)
-    assert [row["n"] for row in numbers.query("SELECT n FROM number ORDER BY n")] == [5, 6, 7, 8, 9, 10]
-
-
-def test_pauses_after_each_batch(numbers: Database) -> None:
-    started = time.monotonic()
-    execute(BATCH, parameters={"batch_size": 5}, repeat=True, pause=0.3)
-    assert time.monotonic() - started >= 0.6
-
-
-def test_error_rows_are_named_and_fail_the_task_for_good(numbers: Database, log: Log) -> None:
-    with pytest.raises(AirflowFailException, match=r"^2 is wrong\.$"):
-        execute("SELECT n FROM number WHERE n > 1 ORDER BY n", messages={"error": "{n} is wrong."}, row_messages=2)
-    assert log.lines("error") == ["2 is wrong.", "3 is wrong."]
-
-
-def test_undefined_connection_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(AirflowFailException, match="Airflow has no connection nowhere: add it"):
-        execute("SELECT 1", conn_id="nowhere")
+def test_a_setting_that_the_server_does_not_know_is_left_out(database: Database) -> None:
+    settings = {"setting_of_a_later_version": "on", "jit": "on"}
+    assert execute("SELECT current_setting('jit') AS result", session_settings=settings) == "on"
 
 
 @pytest.mark.parametrize(
-    ("sql", "error", "sentence"),
+    ("sql", "result"),
     [
-        (
-            "SELECT 1 FROM nothing",
-            psycopg.errors.UndefinedTable,
-            'relation "nothing" does not exist (42P01). Run "make',
-        ),
-        ("SELECT nothing", psycopg.errors.UndefinedColumn, "Check search_path"),
-        (
-            "TRUNCATE analytics_event",
-            psycopg.errors.InsufficientPrivilege,
-            "permission denied for table analytics_event",
-        ),
-        ("SELEKT 1", psycopg.errors.SyntaxError, "syntax error"),
+        ("SELECT json_build_object('rows', 3) AS result", {"rows": 3}),
+        ("SELECT '[\"2024-01-15\"]'::json AS result, 'log' AS log", ["2024-01-15"]),
+        ("SELECT n AS result FROM number ORDER BY n", 10),  # that of the last row
+        ("SELECT NULL AS result, NULL AS log, NULL AS problem", None),
+        ("SELECT n AS another FROM number", None),
+        ("SELECT n AS result FROM number WHERE FALSE", None),
+        ("DELETE FROM number", None),
+        ("SELECT", None),
+        # One that may loop gives a list, also where it ends with the first statement.
+        ("SELECT 1 AS result, NULL AS again", [1]),
+        ("SELECT NULL AS result, NULL AS again", []),
     ],
 )
-def test_an_error_is_logged_as_one_sentence(
-    database: Database, log: Log, sql: str, error: type[Exception], sentence: str
-) -> None:
-    with pytest.raises(error):
-        execute(sql)
-    [line] = log.lines("error")
-    assert line.startswith("task failed: ")
-    assert sentence in line
+def test_result(numbers: Database, sql: str, result: Any) -> None:
+    assert execute(sql) == result
 
 
-def test_no_password_in_the_log(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
-    port = postgres.free_port()
-    monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_DB", f"postgres://someone:hunter2@127.0.0.1:{port}/nowhere")
-    with pytest.raises(psycopg.OperationalError) as raised:
-        execute("SELECT 1")
-    [line] = log.lines("error")
-    assert "(no connection)" in line
-    assert "hunter2" not in line + str(raised.value)
+class TestLog:
+    def said(self, log: Log) -> list[str]:
+        affected, report, *lines = log.lines()
+        assert affected.startswith("Rows affected: ")  # the provider's line
+        assert re.fullmatch(r"PostgreSQL: SELECT \d+ in \d+ ms", report)
+        return lines
+
+    def test_lines_of_all_rows_follow_the_report(self, numbers: Database, log: Log) -> None:
+        execute(
+            "SELECT format(E'%%s\\n%%s.5', n, n) AS log FROM number WHERE n < %(end)s ORDER BY n", parameters={"end": 3}
+        )
+        assert self.said(log) == ["1", "1.5", "2", "2.5"]
+
+    def test_a_sign_of_percent_and_rows_without_a_line(self, database: Database, log: Log) -> None:
+        execute("SELECT log FROM (VALUES ('100 %s'), (NULL), (''), ('2')) AS line (log)")
+        assert self.said(log) == ["100 %s", "2"]
+
+    @pytest.mark.parametrize("more", [0, 1, 2, 2400])
+    def test_the_first_hundred_lines_and_the_last_one(self, database: Database, log: Log, more: int) -> None:
+        total = 100 + more
+        execute(f"SELECT n::text AS log FROM generate_series(1, {total}) AS n ORDER BY n")
+        lines = self.said(log)
+        assert LOG_LINES == 100
+        assert lines[:100] == [str(n) for n in range(1, 101)]
+        assert lines[100:] == {0: [], 1: ["101"], 2: ["... and 1 more line(s)", "102"]}.get(
+            more, ["... and 2,399 more line(s)", "2500"]
+        )
+
+    def test_a_server_notice(self, database: Database, log: Log) -> None:
+        execute("DO $$ BEGIN RAISE NOTICE 'from the server'; END $$")
+        assert "from the server" in log.lines()
 
 
-def test_statement_timeout(database: Database, log: Log) -> None:
-    with pytest.raises(psycopg.errors.QueryCanceled):
-        execute("SELECT pg_sleep(60)", session_settings={"statement_timeout": "100ms"})
-    assert "nothing was changed" in log.lines("error")[0]
+class TestProblem:
+    def test_each_is_named_and_the_task_fails_for_good_with_the_first(self, numbers: Database, log: Log) -> None:
+        left: dict[str, str] = {}
+        sql = "SELECT n || ' is wrong.' AS problem, 'line' AS log, n AS result FROM number WHERE n > 8 ORDER BY n"
+        with pytest.raises(AirflowFailException, match=r"^9 is wrong\.$"):
+            execute(sql, left=left)
+        out = log.capsys.readouterr().out
+        assert out.index("line") < out.index("9 is wrong.") < out.index("10 is wrong.")
+        assert left == {"problem": "9 is wrong."}
+
+    def test_they_are_errors_in_the_log_and_limited_like_its_lines(self, database: Database, log: Log) -> None:
+        with pytest.raises(AirflowFailException, match=r"^1 is wrong\.$"):
+            execute("SELECT n || ' is wrong.' AS problem FROM generate_series(1, 500) AS n")
+        lines = log.lines("error")
+        assert (len(lines), lines[1], lines[-1]) == (102, "2 is wrong.", "500 is wrong.")
+
+    def test_it_ends_a_loop_and_what_was_done_stays(self, numbers: Database) -> None:
+        left: dict[str, str] = {}
+        with pytest.raises(AirflowFailException, match=r"^These are seven\.$"):
+            execute(BATCH, parameters={"size": 7, "done": 0, "label": "all numbers"}, left=left)
+        assert left_over(numbers) == [8, 9, 10]
+        assert left == {"problem": "all numbers: These are seven."}
 
 
-def test_lock_timeout_leaves_the_application_alone(database: Database, log: Log) -> None:
-    event = database.event("2026-01-01 00:00Z")
-    with database.connect() as application, application.transaction():
-        application.execute("SELECT FROM analytics_event WHERE id = %s FOR UPDATE", [event])
-        with pytest.raises(psycopg.errors.LockNotAvailable):
-            execute("DELETE FROM analytics_event", session_settings={"lock_timeout": "100ms"})
-    assert "The application holds a lock; nothing was changed." in log.lines("error")[0]
-    assert database.value("SELECT count(*) FROM analytics_event") == 1
+class TestLoop:
+    @pytest.mark.parametrize(("size", "statements"), [(3, 5), (5, 3), (10, 2), (11, 2)])
+    def test_it_goes_on_with_what_the_statement_says(
+        self, numbers: Database, log: Log, size: int, statements: int
+    ) -> None:
+        batches = [list(range(first, min(first + size, 11))) for first in range(1, 11, size)]
+        assert execute(BATCH, parameters={"size": size, "done": 0}) == batches
+        lines = log.lines()
+        assert sum(line.startswith("PostgreSQL: ") for line in lines) == statements
+        said = [f"line {batch} after {batch[0] - 1}" for batch in batches]
+        assert [line for line in lines if line.startswith("line")] == [*said, "line  after 10"]
+        assert left_over(numbers) == []
+
+    def test_each_statement_is_a_transaction_of_its_own(self, numbers: Database) -> None:
+        sql = BATCH.replace("json_agg(n ORDER BY n) AS result", "sum(1 / (n - 6)) AS result")
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            execute(sql, parameters={"size": 4, "done": 0})
+        assert left_over(numbers) == [5, 6, 7, 8, 9, 10]
+
+    def test_steps(self, numbers: Database, log: Log) -> None:
+        """Each has its own parameters over those of all; what gives no result is left out."""
+        steps = [{"first": 9, "last": 20}, {"first": 20, "last": 30}, {"first": 1, "last": 3, "name": "own"}]
+        assert execute(STEP, parameters={"name": "all", "steps": steps}) == [{"all": 2}, {"own": 3}]
+        assert [line for line in log.lines() if line.startswith("line")] == ["line 9", "line 1"]
+        assert left_over(numbers) == [4, 5, 6, 7, 8]
+
+    def test_a_step_that_fails_leaves_those_before_it_done(self, numbers: Database) -> None:
+        steps = [{"first": 1, "last": 2}, {"first": 3, "last": "x"}, {"first": 5, "last": 6}]
+        with pytest.raises(psycopg.DataError):
+            execute(STEP, parameters={"name": "all", "steps": steps})
+        assert left_over(numbers) == [3, 4, 5, 6, 7, 8, 9, 10]
+
+    def test_no_steps_are_nothing_to_do(self, numbers: Database, log: Log) -> None:
+        assert execute(STEP, parameters={"name": "all", "steps": []}) == []
+        assert log.lines() == []
+        assert len(left_over(numbers)) == 10
+
+    def test_a_step_may_go_on_by_itself(self, numbers: Database) -> None:
+        steps = [{"size": 2, "done": 4}, {"size": 5, "done": 0}]
+        sql = BATCH.replace("count(*) > 0", "%(done)s < 5")
+        assert execute(sql, parameters={"steps": steps}) == [[1, 2], [3, 4], [5, 6, 7, 8, 9], [10]]
+
+    def test_it_pauses_after_each_of_several_statements(self, numbers: Database) -> None:
+        def seconds(sql: str, **parameters: Any) -> float:
+            started = time.monotonic()
+            execute(sql, parameters=parameters, pause=0.4)
+            return time.monotonic() - started
+
+        assert seconds("SELECT 1 AS result") < 0.4
+        assert seconds(STEP, name="x", steps=[{"first": n, "last": n} for n in (1, 2)]) >= 0.8
+        assert 0.8 <= seconds(BATCH, size=5, done=0) < 1.2
 
 
-def test_on_kill_cancels_the_statement_on_the_server(database: Database) -> None:
-    operator, context = prepare("SELECT pg_sleep(60)")
-    raised: list[BaseException] = []
+class TestErrors:
+    def test_undefined_connection_is_one_sentence(self) -> None:
+        left: dict[str, str] = {}
+        sentence = "Airflow has no connection nowhere: add it under Admin > Connections."
+        with pytest.raises(AirflowFailException, match=sentence):
+            execute("SELECT 1", conn_id="nowhere", left=left)
+        assert left == {"problem": sentence}
 
-    def run() -> None:
-        try:
-            operator.execute(context)
-        except psycopg.errors.QueryCanceled as error:
-            raised.append(error)
+    @pytest.mark.parametrize(
+        ("sql", "error", "sentence"),
+        [
+            (
+                "SELECT 1 FROM nothing",
+                psycopg.errors.UndefinedTable,
+                'relation "nothing" does not exist (42P01). Run "make schema" and check search_path in the connection.',
+            ),
+            ("SELECT nothing", psycopg.errors.UndefinedColumn, "(42703). Check search_path in the connection and the"),
+            ("SELECT nothing()", psycopg.errors.UndefinedFunction, '(42883). Run "make schema"'),
+            (
+                "TRUNCATE analytics_event",
+                psycopg.errors.InsufficientPrivilege,
+                'permission denied for table analytics_event (42501). Run "make schema", make the role a member of '
+                "analytics_jobs",
+            ),
+            ("SELEKT 1", psycopg.errors.SyntaxError, 'syntax error at or near "SELEKT" (42601).'),
+        ],
+    )
+    def test_an_error_is_one_sentence_with_what_to_do(
+        self, database: Database, log: Log, sql: str, error: type[Exception], sentence: str
+    ) -> None:
+        left: dict[str, str] = {}
+        with pytest.raises(error):
+            execute(sql, parameters={"label": "2024-01-15"}, left=left)
+        [line] = log.lines("error")
+        assert sentence in line
+        assert (line, left["problem"]) == (f"task failed: {line[13:]}", f"2024-01-15: {line[13:]}")
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    wait_for_statement(database, active=True, seconds=10)
-    operator.on_kill()
-    thread.join(timeout=5)
-    assert raised
-    wait_for_statement(database, active=False, seconds=5)
+    def test_no_password_in_the_log(self, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+        port = postgres.free_port()
+        monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_DB", f"postgres://someone:hunter2@127.0.0.1:{port}/nowhere")
+        with pytest.raises(psycopg.OperationalError) as raised:
+            execute("SELECT 1")
+        [line] = log.lines("error")
+        assert "(no connection)" in line
+        assert "hunter2" not in line + str(raised.value)
 
+    def test_statement_timeout(self, database: Database, log: Log) -> None:
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            execute("SELECT pg_sleep(60)", session_settings={"statement_timeout": "100ms"})
+        assert "hit its statement_timeout; nothing was changed." in log.lines("error")[0]
 
-def test_no_statement_is_started_after_the_kill(numbers: Database) -> None:
-    operator, context = prepare(BATCH, parameters={"batch_size": 1}, repeat=True)
-    operator.on_kill()
-    with pytest.raises(AirflowException, match="killed between two batches"):
-        operator.execute(context)
-    assert numbers.value("SELECT count(*) FROM number") == 10
+    def test_lock_timeout_leaves_the_application_alone(self, database: Database, log: Log) -> None:
+        event = database.event("2026-01-01 00:00Z")
+        with database.connect() as application, application.transaction():
+            application.execute("SELECT FROM analytics_event WHERE id = %s FOR UPDATE", [event])
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                execute("DELETE FROM analytics_event", session_settings={"lock_timeout": "100ms"})
+        assert "The application holds a lock; nothing was changed." in log.lines("error")[0]
+        assert database.value("SELECT count(*) FROM analytics_event") == 1
 
+    def test_a_row_security_policy_is_an_error_and_not_a_wrong_count(self, database: Database, log: Log) -> None:
+        database.event("2026-01-01 00:00Z")
+        database.connection.execute("ALTER TABLE analytics_event ENABLE ROW LEVEL SECURITY")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+            execute("SELECT count(*) AS result FROM analytics_event")
+        assert "let no row-level security apply to it." in log.lines("error")[0]
 
-def test_a_row_security_policy_is_an_error_and_not_a_wrong_count(database: Database) -> None:
-    database.event("2026-01-01 00:00Z")
-    database.connection.execute("ALTER TABLE analytics_event ENABLE ROW LEVEL SECURITY")
-    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
-        execute("SELECT count(*) FROM analytics_event")
+    def test_a_second_writer_of_a_row_gives_way(self, numbers: Database) -> None:
+        """What is computed from a snapshot is not written over what somebody wrote meanwhile."""
+        sql = "UPDATE number SET n = n + (SELECT count(*) FROM pg_sleep(1)) WHERE n = 10"
+        raised: list[psycopg.Error] = []
+
+        def run() -> None:
+            with pytest.raises(psycopg.errors.SerializationFailure) as info:
+                execute(sql, session_settings=REPEATABLE_READ)
+            raised.append(info.value)
+
+        with numbers.connect() as other, other.transaction():
+            other.execute("UPDATE number SET n = 20 WHERE n = 10")
+            thread = threading.Thread(target=run)
+            thread.start()
+            numbers.wait_until("SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        thread.join(timeout=10)
+        assert [error.sqlstate for error in raised] == ["40001"]
+        assert left_over(numbers)[-1] == 20
 
 
 def test_the_connections_own_limits_win_over_ours(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,40 +355,67 @@ def test_the_connections_own_limits_win_over_ours(database: Database, monkeypatc
     assert (parameters["keepalives_idle"], parameters["connect_timeout"]) == ("7", "10")
 
 
-def test_a_killed_process_leaves_no_statement_behind(database: Database) -> None:
-    script = (
-        "from types import SimpleNamespace\n"
-        "from web_analytics.postgres import PostgresOperator\n"
-        "context = {'ti': SimpleNamespace(dag_id='dag', task_id='task', map_index=-1)}\n"
-        "operator = PostgresOperator(task_id='task', sql='SELECT pg_sleep(120)')\n"
-        "operator.render_template_fields(context)\n"
-        "operator.execute(context)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "dags")}
-    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.DEVNULL)
-    try:
-        wait_for_statement(database, active=True, seconds=60)
-    finally:
-        process.kill()
-        process.wait()
-    # client_connection_check_interval is 5 s.
-    wait_for_statement(database, active=False, seconds=15)
+class TestKill:
+    def test_it_cancels_the_statement_on_the_server(self, database: Database) -> None:
+        operator, context = prepare("SELECT pg_sleep(60)")
+        raised: list[BaseException] = []
 
+        def run() -> None:
+            try:
+                operator.execute(context)
+            except psycopg.errors.QueryCanceled as error:
+                raised.append(error)
 
-def test_a_server_that_crashes_under_the_statement_is_a_passing_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: Database
-) -> None:
-    own = postgres.start(tmp_path, "-c fsync=off")
-    try:
-        monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_DB", own.dsn().replace("postgresql", "postgres", 1))
-        with psycopg.connect(own.dsn(), autocommit=True) as connection:
-            connection.execute("CREATE TABLE number AS SELECT n FROM generate_series(1, 10) AS n")
-        crash = threading.Timer(1, own.restart, ["immediate"])
-        crash.start()
-        with pytest.raises(psycopg.OperationalError):
-            execute("WITH gone AS (DELETE FROM number RETURNING n) SELECT pg_sleep(60) FROM gone LIMIT 1")
-        crash.join()
-        assert execute("DELETE FROM number") == 10
-    finally:
-        own.stop("immediate")
-        shutil.rmtree(own.home)
+        thread = threading.Thread(target=run)
+        thread.start()
+        wait_for_statement(database, active=True, seconds=10)
+        operator.on_kill()
+        thread.join(timeout=5)
+        assert raised
+        wait_for_statement(database, active=False, seconds=5)
+
+    def test_no_statement_is_started_after_it(self, numbers: Database) -> None:
+        operator, context = prepare(BATCH, parameters={"size": 2, "done": 0}, pause=0.5)
+        timer = threading.Timer(0, lambda: (numbers.wait_until("SELECT count(*) = 8 FROM number"), operator.on_kill()))
+        timer.start()
+        with pytest.raises(AirflowException, match="killed between two statements"):
+            operator.execute(context)
+        assert left_over(numbers) == [3, 4, 5, 6, 7, 8, 9, 10]
+
+    def test_a_killed_process_leaves_no_statement_behind(self, database: Database) -> None:
+        script = (
+            "from types import SimpleNamespace\n"
+            "from web_analytics.postgres import PostgresOperator\n"
+            "context = {'ti': SimpleNamespace(dag_id='dag', task_id='task', map_index=-1)}\n"
+            "operator = PostgresOperator(task_id='task', sql='SELECT pg_sleep(120)')\n"
+            "operator.render_template_fields(context)\n"
+            "operator.execute(context)\n"
+        )
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "dags")}
+        process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.DEVNULL)
+        try:
+            wait_for_statement(database, active=True, seconds=60)
+        finally:
+            process.kill()
+            process.wait()
+        # client_connection_check_interval is 5 s.
+        wait_for_statement(database, active=False, seconds=15)
+
+    def test_a_server_that_crashes_under_the_statement_is_a_passing_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        own = postgres.start(tmp_path, "-c fsync=off")
+        try:
+            monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_DB", own.dsn().replace("postgresql", "postgres", 1))
+            with psycopg.connect(own.dsn(), autocommit=True) as connection:
+                connection.execute("CREATE TABLE number AS SELECT n FROM generate_series(1, 10) AS n")
+            crash = threading.Timer(1, own.restart, ["immediate"])
+            crash.start()
+            with pytest.raises(psycopg.OperationalError):
+                execute("WITH gone AS (DELETE FROM number RETURNING n) SELECT pg_sleep(60) FROM gone LIMIT 1")
+            crash.join()
+            gone = "WITH gone AS (DELETE FROM number RETURNING n) SELECT count(*) AS result FROM gone"
+            assert execute(gone) == 10
+        finally:
+            own.stop("immediate")
+            shutil.rmtree(own.home)

@@ -49,6 +49,25 @@ def run(database: Database) -> Iterator[Retention]:
         yield steps
 
 
+EDIT = "UPDATE analytics_event SET {} WHERE id = '0'"
+OTHERWISE = {
+    "one more": LATE,
+    "one less": EDIT.format("deleted_at = now()"),
+    "one restored": "UPDATE analytics_event SET deleted_at = NULL",
+    "one deleted": "DELETE FROM analytics_event WHERE id = '0'",
+    "another one": EDIT.format("id = 'other'"),
+    # Edits that leave no cheap sign.
+    "another type": EDIT.format("event_type = 'custom_event'"),
+    "another page": EDIT.format("pathname = '/other'"),
+    "another referrer": EDIT.format("referrer_source = 'other'"),
+    "another visitor": EDIT.format("visitor_id = 'other'"),
+    "another session": EDIT.format("session_id = 'other'"),
+    "another website": EDIT.format("website_id = 'other'"),
+    "another day": EDIT.format(f"timestamp = '{CUTOFF}'"),
+    "no row": "DELETE FROM analytics_daily_stats WHERE date = '2024-02-29'",
+}
+
+
 class TestSeal:
     """Which days are sealed and listed, and which are left."""
 
@@ -73,25 +92,7 @@ class TestSeal:
             "[Analytics Archive] 2024-02-29 to 2024-02-29: sealed 1 day(s), listed 4 event(s) in 1 batch(es)"
         )
 
-    @pytest.mark.parametrize(
-        "change",
-        [
-            LATE,
-            "UPDATE analytics_event SET deleted_at = now() WHERE id = '0'",
-            "UPDATE analytics_event SET deleted_at = NULL",
-            "DELETE FROM analytics_event WHERE id = '0'",
-            "UPDATE analytics_event SET id = 'other' WHERE id = '0'",
-            # An edit that leaves no cheap sign.
-            "UPDATE analytics_event SET event_type = 'custom_event' WHERE id = '0'",
-            "UPDATE analytics_event SET pathname = '/other' WHERE id = '0'",
-            "UPDATE analytics_event SET referrer_source = 'other' WHERE id = '0'",
-            "UPDATE analytics_event SET visitor_id = 'other' WHERE id = '0'",
-            "UPDATE analytics_event SET session_id = 'other' WHERE id = '0'",
-            "UPDATE analytics_event SET website_id = 'other' WHERE id = '0'",
-            f"UPDATE analytics_event SET timestamp = '{CUTOFF}' WHERE id = '0'",
-            "DELETE FROM analytics_daily_stats WHERE date = '2024-02-29'",
-        ],
-    )
+    @pytest.mark.parametrize("change", OTHERWISE.values(), ids=OTHERWISE)
     def test_one_that_counts_anything_else_is_left_and_aggregated_and_sealed_then(
         self, counted: Database, run: Retention, change: str
     ) -> None:
@@ -174,7 +175,6 @@ COPY = """
     DELETE FROM analytics_event WHERE id = '{0}';
     INSERT INTO analytics_event SELECT * FROM old
 """
-EDIT = "UPDATE analytics_event SET {} WHERE id = '0'"
 CHANGES = {
     "nothing": Change("SELECT", 4),
     "an event arrives": Change(LATE, 4, "late", 1),
@@ -239,7 +239,7 @@ class TestBetweenListAndDeletion:
             assert (run.archive()["event"], run.left) == ([0], 0)
             assert (ids(counted), listed(counted)) == (held, {"event": 4})
         assert late(counted) == {}
-        policy(counted, f"{keep.split()[0]} = {end}")
+        policy(counted, f"{keep.split(maxsplit=1)[0]} = {end}")
         assert run.archive()["event"] == [4]
         assert (ids(counted), listed(counted), late(counted)) == (set(), {}, {})
 

@@ -161,14 +161,14 @@ class TestAtTheSameMoment:
 
     def test_a_zone_that_comes_after_the_seal_is_refused(self, counted: Database, run: Retention) -> None:
         zone = "INSERT INTO analytics_timezone VALUES ('site', '2024-02-01', 'America/New_York')"
-        with counted.connect() as operator, pytest.raises(psycopg.errors.InvalidParameterValue) as error:
+        with counted.connect() as operator:
+            operator.execute("SET lock_timeout = '100ms'")
             with run.connection.transaction():
                 run.seal()
-                operator.execute("SET lock_timeout = '100ms'")
                 with pytest.raises(psycopg.errors.LockNotAvailable):
                     operator.execute(zone.encode())
-            operator.execute(zone.encode())
-        assert "would change the day 2024-02-29 of website site" in str(error.value)
+            with pytest.raises(psycopg.errors.InvalidParameterValue, match="the day 2024-02-29 of website site"):
+                operator.execute(zone.encode())
         assert counted.query("SELECT * FROM analytics_timezone") == []
 
 
@@ -273,14 +273,18 @@ class TestLateEvents:
         assert [(row["late_pageviews"], row["late_custom_events"]) for row in rows] == [(2057, 1028), (1943, 972)]
         # Nothing else of the rows has changed.
         changed = ("late_pageviews", "late_custom_events", "ctid", "xmin")
-        assert rows == [old | {column: row[column] for column in changed} for old, row in zip(before, rows, strict=True)]
+        assert rows == [
+            old | {column: row[column] for column in changed} for old, row in zip(before, rows, strict=True)
+        ]
         assert counted.value("SELECT late_events FROM analytics_job_run") == 6000
         alerts = counted.run(
             "watch/find_alerts.sql", run.connection, retention_days=90, idle_minutes=30, behind_hours=36, database_gb=10
         )[0]["result"]
         assert [alert["message"] for alert in alerts if alert["condition"] == "late_events"] == [
-            "6000 event(s) came for days that were sealed already; they are counted as late, without their visitors and "
-            "pages; look whether old events were imported, or whether a client sends them months later."
+            (
+                "6000 event(s) came for days that were sealed already; they are counted as late, without their visitors "
+                "and pages; look whether old events were imported, or whether a client sends them months later."
+            )
         ]
 
     def test_what_readers_see_has_them(self, counted: Database, run: Retention) -> None:
@@ -289,7 +293,9 @@ class TestLateEvents:
         for _ in range(2):
             counted.event(OLD, event_type="custom_event")
         run.archive()
-        query = "SELECT total_pageviews, total_custom_events, total_events, unique_visitors FROM analytics_traffic_daily"
+        query = (
+            "SELECT total_pageviews, total_custom_events, total_events, unique_visitors FROM analytics_traffic_daily"
+        )
         assert counted.query(query) == [
             {"total_pageviews": 3, "total_custom_events": 2, "total_events": 5, "unique_visitors": 1}
         ]

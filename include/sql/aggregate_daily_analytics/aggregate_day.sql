@@ -3,9 +3,9 @@
 -- Result: one row per website and day looked at, between a first and a last one: log.
 -- A day that is not over and has no row is left for a later run. A sealed row stays as it is.
 -- Where fewer events are there than a row counts, and they were not soft-deleted, somebody deleted or moved them. If an
--- older day still has at least a tenth of the events that its row counts (or if none was counted, any event), that was a
--- correction, and what is there is counted. Else they may be missing because another retention job deletes from the old
--- end: the row is kept, unless recount is true.
+-- older day still has at least a tenth of the events that its row counts (or if none was counted, any event), that was
+-- a correction, and what is there is counted. Else they may be missing because another retention job deletes from the
+-- old end: the row is kept, unless recount is true.
 -- Runs in REPEATABLE READ: of two runs of a day at the same moment, one fails and is tried again.
 WITH website AS (
     SELECT website.website_id FROM analytics_websites() AS website (website_id)
@@ -28,13 +28,13 @@ website_day AS MATERIALIZED (
 seen AS MATERIALIZED (
     SELECT
         website_day.*,
-        stats.website_id IS NOT NULL AS has_row,
-        stats.sealed_at IS NOT NULL AS is_sealed,
-        stats.kept_at IS NOT NULL AS is_kept,
         stats.starts_at AS row_starts_at,
         stats.ends_at AS row_ends_at,
         stats.total_events AS row_events,
-        stats.deleted_events AS row_deleted_events
+        stats.deleted_events AS row_deleted_events,
+        stats.website_id IS NOT NULL AS has_row,
+        stats.sealed_at IS NOT NULL AS is_sealed,
+        stats.kept_at IS NOT NULL AS is_kept
     FROM website_day
     LEFT JOIN analytics_daily_stats AS stats
         ON website_day.website_id = stats.website_id AND website_day.date = stats.date
@@ -52,6 +52,7 @@ seen AS MATERIALIZED (
 
 counted AS MATERIALIZED (
     SELECT
+        day_total.*,
         seen.website_id,
         seen.date,
         seen.starts_at,
@@ -62,15 +63,15 @@ counted AS MATERIALIZED (
         CASE
             WHEN NOT seen.has_row OR %(recount)s::boolean THEN FALSE
             WHEN (seen.row_starts_at, seen.row_ends_at) = (seen.starts_at, seen.ends_at)
-                THEN seen.row_events - day_total.total_events
-                > greatest(day_total.deleted_events - seen.row_deleted_events, 0)
+                THEN
+                    seen.row_events - day_total.total_events
+                    > greatest(day_total.deleted_events - seen.row_deleted_events, 0)
             -- The day had other bounds when its row was counted.
             ELSE (
                 SELECT seen.row_events - sign.total_events > greatest(sign.deleted_events - seen.row_deleted_events, 0)
                 FROM analytics_signs(seen.website_id, seen.row_starts_at, seen.row_ends_at) AS sign
             )
-        END AS has_vanished,
-        day_total.*
+        END AS has_vanished
     FROM seen
     LEFT JOIN LATERAL (
         SELECT count.* FROM analytics_count_day(seen.website_id, seen.starts_at, seen.ends_at) AS count
@@ -120,18 +121,42 @@ kept AS MATERIALIZED (
 
 written AS (
     INSERT INTO analytics_daily_stats AS stats (
-        website_id, date, total_pageviews, total_custom_events, unique_visitors, unique_sessions, top_pages, top_referrers,
+        website_id,
+        date,
+        total_pageviews,
+        total_custom_events,
+        unique_visitors,
+        unique_sessions,
+        top_pages,
+        top_referrers,
         total_events, deleted_events, edits_hash, events_hash, visitor_sketch, starts_at, ends_at, aggregated_at
     )
     -- In one order, so that two runs of the same day wait for each other instead of deadlocking.
     SELECT
-        website_id, date, total_pageviews, total_custom_events, unique_visitors, unique_sessions, top_pages, top_referrers,
-        total_events, deleted_events, edits_hash, events_hash, visitor_sketch, starts_at, ends_at, now() AS aggregated_at
+        website_id,
+        date,
+        total_pageviews,
+        total_custom_events,
+        unique_visitors,
+        unique_sessions,
+        top_pages,
+        top_referrers,
+        total_events,
+        deleted_events,
+        edits_hash,
+        events_hash,
+        visitor_sketch,
+        starts_at,
+        ends_at,
+        now() AS aggregated_at
     FROM counted
     WHERE
         NOT is_sealed
         -- Hashed, where a join might be a nested loop.
-        AND (website_id, date) NOT IN (SELECT kept.website_id, kept.date FROM kept)
+        AND (website_id, date) NOT IN (SELECT
+            kept.website_id,
+            kept.date
+        FROM kept)
     ORDER BY website_id, date
     ON CONFLICT (website_id, date) DO UPDATE SET
         total_pageviews = excluded.total_pageviews,
@@ -169,8 +194,7 @@ made_kept AS (
     WHERE stats.website_id = kept.website_id AND stats.date = kept.date AND stats.kept_at IS NULL
 )
 
-SELECT
-    line.log
+SELECT line.log
 FROM (
     SELECT
         1 AS part,
@@ -187,8 +211,13 @@ FROM (
             CASE WHEN counted.is_sealed THEN counted.row_events ELSE counted.total_events END,
             counted.website_id,
             CASE
-                WHEN counted.is_sealed THEN ', but left its row as it is: it is sealed, its raw events are being deleted'
-                WHEN (counted.website_id, counted.date) IN (SELECT kept.website_id, kept.date FROM kept)
+                WHEN
+                    counted.is_sealed
+                    THEN ', but left its row as it is: it is sealed, its raw events are being deleted'
+                WHEN (counted.website_id, counted.date) IN (SELECT
+                    kept.website_id,
+                    kept.date
+                FROM kept)
                     THEN format(
                         ', but kept its row, which counts %%s: somebody else deleted raw events, and none older are '
                         || 'there; to count what is left, run this job with recount, from and to %%s',
@@ -203,7 +232,9 @@ FROM (
         NULL AS website_id,
         NULL AS date,
         CASE
-            WHEN count(*) > 0 THEN format('[Analytics Job] ✅ Aggregated %%s website(s) for %%s', count(*), %(label)s::text)
+            WHEN
+                count(*) > 0
+                THEN format('[Analytics Job] ✅ Aggregated %%s website(s) for %%s', count(*), %(label)s::text)
             ELSE format('[Analytics Job] No events on %%s: no row written', %(label)s::text)
         END AS log
     FROM counted

@@ -2,10 +2,12 @@
 -- Params: number (bigint, of the batch), retention_days (int), done, total (bigint, for the log).
 -- Result: one row: log, result (json: rows, that were deleted; left, that should have gone and did not).
 -- Asked again of each event, as it is now: the legal hold and the retention of its website (an event that they keep
--- stays on the list), whether it was soft-deleted when it was listed and is not any more, and whether it is still of that
--- time. Of the last two, neither was counted where it is now: they are off the list, and found again by seal_days.sql.
+-- stays on the list), whether it was soft-deleted when it was listed and is not any more, and whether it is still of
+-- that time. Of the last two, neither was counted where it is now: they are off the list, and found again by
+-- seal_days.sql.
 WITH batch AS MATERIALIZED (
-    DELETE FROM analytics_purge_batch WHERE number = %(number)s::bigint AND kind = 'event'
+    DELETE FROM analytics_purge_batch
+    WHERE number = %(number)s::bigint AND kind = 'event'
     RETURNING first_at, last_at, ids, deleted_ids
 ),
 
@@ -97,9 +99,18 @@ total AS (
         (SELECT count(*) FROM listed) AS listed,
         (SELECT count(*) FROM deleted) AS deleted,
         (SELECT count(*) FROM event) AS found,
-        (SELECT count(*) FROM event WHERE event.is_restored) AS restored,
-        (SELECT count(*) FROM kept WHERE kept.is_held) AS held,
-        (SELECT count(*) FROM kept WHERE NOT kept.is_held) AS left_over
+        (
+            SELECT count(*) FROM event
+            WHERE event.is_restored
+        ) AS restored,
+        (
+            SELECT count(*) FROM kept
+            WHERE kept.is_held
+        ) AS held,
+        (
+            SELECT count(*) FROM kept
+            WHERE NOT kept.is_held
+        ) AS left_over
 )
 
 SELECT
@@ -113,7 +124,9 @@ SELECT
                     '[Analytics Archive] Deleted batch of %%s events (%%s/%%s)',
                     total.deleted, %(done)s::bigint, %(total)s::bigint
                 ),
-                CASE WHEN total.held > 0 THEN total.held || ' stay on the list: a legal hold or the retention keeps them' END,
+                CASE
+                    WHEN total.held > 0 THEN total.held || ' stay on the list: a legal hold or the retention keeps them'
+                END,
                 CASE WHEN total.restored > 0 THEN total.restored || ' stay, since they were restored' END,
                 CASE
                     WHEN total.listed > total.found

@@ -4,14 +4,15 @@
 -- Asked again of each session, as it is now: whether its visitor came back, whether an event of it is there, and the
 -- legal hold and the retention of its website. What stays is listed again by a later run once it may go.
 WITH batch AS MATERIALIZED (
-    DELETE FROM analytics_purge_batch WHERE number = %(number)s::bigint AND kind = 'session'
+    DELETE FROM analytics_purge_batch
+    WHERE number = %(number)s::bigint AND kind = 'session'
     RETURNING last_at, ids
 ),
 
 listed AS MATERIALIZED (
     SELECT
-        unnest(batch.ids) AS id,
-        batch.last_at
+        batch.last_at,
+        unnest(batch.ids) AS id
     FROM batch
 ),
 
@@ -22,16 +23,7 @@ session AS MATERIALIZED (
         raw.last_activity_at
     FROM listed
     INNER JOIN analytics_session AS raw ON listed.id = raw.id
-    WHERE
-        raw.last_activity_at <= listed.last_at
-        AND (
-            SELECT event.id FROM analytics_event AS event
-            WHERE event.session_id = raw.session_id AND event.deleted_at IS NULL LIMIT 1
-        ) IS NULL
-        AND (
-            SELECT event.id FROM analytics_event AS event
-            WHERE event.session_id = raw.session_id AND event.deleted_at IS NOT NULL LIMIT 1
-        ) IS NULL
+    WHERE raw.last_activity_at <= listed.last_at AND NOT analytics_has_events(raw.session_id, '-infinity')
 ),
 
 website AS MATERIALIZED (
@@ -84,7 +76,10 @@ SELECT
                 ),
                 CASE
                     WHEN total.listed > total.due
-                        THEN total.listed - total.due || ' stay or are gone: back, with events, held, or deleted by others'
+                        THEN
+                            total.listed
+                            - total.due
+                            || ' stay or are gone: back, with events, held, or deleted by others'
                 END,
                 CASE
                     WHEN total.due > total.deleted

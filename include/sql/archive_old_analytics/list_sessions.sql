@@ -23,7 +23,8 @@ website AS MATERIALIZED (
 ),
 
 listed AS MATERIALIZED (
-    SELECT unnest(batch.ids) AS id FROM analytics_purge_batch AS batch WHERE batch.kind = 'session'
+    SELECT unnest(batch.ids) AS id FROM analytics_purge_batch AS batch
+    WHERE batch.kind = 'session'
 ),
 
 numbered AS MATERIALIZED (
@@ -36,23 +37,9 @@ numbered AS MATERIALIZED (
     WHERE
         step.last_activity_at < website.cutoff
         AND step.id NOT IN (SELECT listed.id FROM listed)
-        -- Not NOT EXISTS, which may read all events there are to look for those of a few sessions.
-        AND (
-            SELECT event.id FROM analytics_event AS event
-            WHERE
-                event.session_id = step.session_id
-                AND event.deleted_at IS NULL
-                AND (NOT %(dry_run)s::boolean OR event.timestamp >= website.cutoff)
-            LIMIT 1
-        ) IS NULL
-        AND (
-            SELECT event.id FROM analytics_event AS event
-            WHERE
-                event.session_id = step.session_id
-                AND event.deleted_at IS NOT NULL
-                AND (NOT %(dry_run)s::boolean OR event.timestamp >= website.cutoff)
-            LIMIT 1
-        ) IS NULL
+        AND NOT analytics_has_events(
+            step.session_id, CASE WHEN %(dry_run)s::boolean THEN website.cutoff ELSE '-infinity' END
+        )
 ),
 
 written AS (

@@ -1,7 +1,7 @@
 -- Shares out the batches on the list among mapped tasks.
 -- Params: kind (event or session), retention_days (int), dry_run (boolean).
--- Result: one row: log, result (json: the parameters of each task: label, retention_days, and steps, each with the number
---   of a batch, done, the rows of all batches up to it, and total).
+-- Result: one row: log, result (json: the parameters of each task: label, retention_days, and steps, each with the
+--   number of a batch, done, the rows of all batches up to it, and total).
 -- Airflow maps at most 1024 tasks: beyond 1000 batches, each task gets several consecutive ones.
 WITH batch AS (
     SELECT
@@ -16,7 +16,7 @@ WITH batch AS (
     WINDOW by_number AS (ORDER BY listed.number)
 ),
 
-task AS (
+planned AS (
     SELECT
         min(batch.place) AS first_place,
         json_build_object(
@@ -28,15 +28,16 @@ task AS (
             ),
             'retention_days', %(retention_days)s::int,
             'steps', json_agg(
-                json_build_object('number', batch.number, 'done', batch.done, 'total', batch.total) ORDER BY batch.number
+                json_build_object('number', batch.number, 'done', batch.done, 'total', batch.total)
+                ORDER BY batch.number
             )
-        ) AS parameters
+        ) AS task
     FROM batch
     GROUP BY (batch.place - 1) / ceil(batch.batches / 1000.0)::bigint
 )
 
 SELECT
-    coalesce((SELECT json_agg(task.parameters ORDER BY task.first_place) FROM task), '[]') AS result,
+    coalesce((SELECT json_agg(planned.task ORDER BY planned.first_place) FROM planned), '[]') AS result,
     format(
         '[Analytics Archive] Found %%s old %%s(s) in %%s batch(es)',
         to_char(coalesce(max(batch.total), 0), 'FM999,999,999,990'),

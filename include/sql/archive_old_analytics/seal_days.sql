@@ -1,5 +1,5 @@
--- Seals expired days and lists their raw events for deletion, in one statement with one snapshot. A day is sealed if its
--- row counts exactly the events that the snapshot shows, and just what the snapshot shows is listed: so nothing is
+-- Seals expired days and lists their raw events for deletion, in one statement with one snapshot. A day is sealed if
+-- its row counts exactly the events that the snapshot shows, and just what the snapshot shows is listed: so nothing is
 -- deleted that was not counted. What is found of a sealed day and is not on the list came later: it is counted in
 -- columns of its own, and listed.
 -- Params: first_day, last_day (date), retention_days (int), batch_size (int), dry_run (boolean: write nothing),
@@ -13,10 +13,10 @@ WITH day AS MATERIALIZED (
         day.date,
         day.starts_at,
         day.ends_at,
-        stats.sealed_at IS NOT NULL AS was_sealed,
-        stats.kept_at IS NOT NULL AS is_kept,
         stats.total_events,
         stats.events_hash,
+        stats.sealed_at IS NOT NULL AS was_sealed,
+        stats.kept_at IS NOT NULL AS is_kept,
         (stats.starts_at, stats.ends_at) = (day.starts_at, day.ends_at) AS has_bounds
     FROM (
         SELECT
@@ -24,11 +24,12 @@ WITH day AS MATERIALIZED (
             analytics_cutoff(name.website_id, %(retention_days)s::int) AS cutoff
         FROM analytics_websites() AS name (website_id)
     ) AS website
-    CROSS JOIN LATERAL analytics_event_days(
-        website.website_id,
-        analytics_day_start(website.website_id, %(first_day)s::date),
-        least(website.cutoff, analytics_day_start(website.website_id, %(last_day)s::date + 1))
-    ) AS day
+    CROSS JOIN
+        LATERAL analytics_event_days(
+            website.website_id,
+            analytics_day_start(website.website_id, %(first_day)s::date),
+            least(website.cutoff, analytics_day_start(website.website_id, %(last_day)s::date + 1))
+        ) AS day
     LEFT JOIN analytics_daily_stats AS stats ON website.website_id = stats.website_id AND day.date = stats.date
     WHERE day.ends_at <= website.cutoff
 ),
@@ -66,9 +67,15 @@ raw AS MATERIALIZED (
         event.is_pageview,
         event.is_live,
         event.hash,
-        NOT (
-            event.id IN (SELECT listed.id FROM listed WHERE listed.is_live)
-            OR NOT event.is_live AND event.id IN (SELECT listed.id FROM listed WHERE NOT listed.is_live)
+        not(
+            event.id IN (
+                SELECT listed.id FROM listed
+                WHERE listed.is_live
+            )
+            OR NOT event.is_live AND event.id IN (
+                SELECT listed.id FROM listed
+                WHERE NOT listed.is_live
+            )
         ) AS is_new
     FROM day
     CROSS JOIN LATERAL (
@@ -177,17 +184,23 @@ late_in_ledger AS (
 
 numbered AS MATERIALIZED (
     SELECT
-        raw.id,
-        raw.timestamp,
-        raw.is_live,
-        (row_number() OVER (ORDER BY raw.timestamp ASC, raw.id COLLATE "C" ASC) - 1) / %(batch_size)s::int AS batch
+        id,
+        timestamp,
+        is_live,
+        (row_number() OVER (ORDER BY timestamp ASC, id COLLATE "C" ASC) - 1) / %(batch_size)s::int AS batch
     FROM raw
     WHERE
-        raw.is_new
+        is_new
         AND (
-            (raw.website_id, raw.date) IN (SELECT sealed.website_id, sealed.date FROM sealed)
-            OR (raw.website_id, raw.date) IN (
-                SELECT verdict.website_id, verdict.date FROM verdict
+            (website_id, date) IN (SELECT
+                sealed.website_id,
+                sealed.date
+            FROM sealed)
+            OR (website_id, date) IN (
+                SELECT
+                    verdict.website_id,
+                    verdict.date
+                FROM verdict
                 WHERE verdict.outcome IN ('late', 'not counted')
             )
         )
@@ -211,7 +224,6 @@ written AS (
 
 remark AS (
     SELECT
-        verdict.website_id,
         verdict.date,
         verdict.outcome,
         format(
@@ -225,7 +237,10 @@ remark AS (
                         verdict.late_pageviews + verdict.late_custom_events
                     )
                 WHEN 'kept' THEN format('sealed as it is: %%s counted, %%s left', verdict.total_events, verdict.events)
-                ELSE format('%%s event(s), %%s', verdict.events, coalesce('stats of ' || verdict.total_events, 'no stats'))
+                ELSE
+                    format(
+                        '%%s event(s), %%s', verdict.events, coalesce('stats of ' || verdict.total_events, 'no stats')
+                    )
             END
         ) AS text,
         row_number() OVER (PARTITION BY verdict.outcome ORDER BY verdict.date, verdict.website_id) AS number
@@ -238,10 +253,7 @@ remark AS (
 SELECT
     concat_ws(
         E'\n',
-        (
-            SELECT string_agg('[Analytics Archive] ' || remark.text, E'\n' ORDER BY remark.date, remark.website_id)
-            FROM remark
-        ),
+        string_agg('[Analytics Archive] ' || remark.text, E'\n' ORDER BY remark.date, remark.text),
         format(
             '[Analytics Archive] %%s to %%s: sealed %%s day(s), listed %%s event(s) in %%s batch(es)%%s',
             %(first_day)s::text,
@@ -253,20 +265,26 @@ SELECT
         )
     ) AS log,
     CASE
-        WHEN count(*) > 0
+        WHEN count(*) FILTER (WHERE remark.outcome = 'inexact') > 0
             THEN json_build_object(
                 'first_day', %(first_day)s::text,
                 'last_day', %(last_day)s::text,
-                'count', count(*),
-                'named', string_agg(remark.text, ', ' ORDER BY remark.number) FILTER (WHERE remark.number <= 10),
-                'days', json_agg(DISTINCT to_char(remark.date, 'YYYY-MM-DD')),
+                'count', count(*) FILTER (WHERE remark.outcome = 'inexact'),
+                'named', string_agg(remark.text, ', ' ORDER BY remark.number)
+                FILTER (WHERE remark.outcome = 'inexact' AND remark.number <= 10),
+                'days', json_agg(DISTINCT to_char(remark.date, 'YYYY-MM-DD')) FILTER (WHERE remark.outcome = 'inexact'),
                 'label', concat_ws(
                     ' to ',
-                    to_char(min(remark.date), 'YYYY-MM-DD'),
-                    CASE WHEN min(remark.date) < max(remark.date) THEN to_char(max(remark.date), 'YYYY-MM-DD') END
+                    to_char(min(remark.date) FILTER (WHERE remark.outcome = 'inexact'), 'YYYY-MM-DD'),
+                    to_char(
+                        nullif(
+                            max(remark.date) FILTER (WHERE remark.outcome = 'inexact'),
+                            min(remark.date) FILTER (WHERE remark.outcome = 'inexact')
+                        ),
+                        'YYYY-MM-DD'
+                    )
                 ),
                 'recount', FALSE
             )
     END AS result
-FROM remark
-WHERE remark.outcome = 'inexact';
+FROM remark;

@@ -1,6 +1,7 @@
 -- Closes one batch of open sessions that have been idle for longer than the timeout.
 -- Params: idle_minutes (int), batch_size (int), done (int, closed by the batches before).
--- Result: one row: log, result (json: rows closed), again (json: parameters of the next batch; NULL after the last one).
+-- Result: one row: log, result (json: rows closed), again (json: parameters of the next batch; NULL after the last
+--   one).
 -- The idle test is repeated on the latest version of each row, so a visitor who returns meanwhile stays open.
 -- A row that the application is writing at this moment is passed over: it is in use, and looked at again next run.
 -- Looks at all open sessions, which are few, and not only at old ones: where a clock was wrong, a session's last

@@ -2,16 +2,16 @@
 -- analytics_alert.
 -- Params: retention_days, idle_minutes, behind_hours (int), database_gb (float).
 -- Result: one row: log, result (json: the alerts to send now: id, state (opened, still open, recovered), condition,
---   subject, message, opened_at). An alert is due when it opens, a day after it was last sent, and when it has recovered.
---   It is claimed here, so that of two runs at the same moment one sends it, and due again if it is not marked as sent
---   within 5 minutes.
+--   subject, message, opened_at). An alert is due when it opens, a day after it was last sent, and when it has
+--   recovered. It is claimed here, so that of two runs at the same moment one sends it, and due again if it is not
+--   marked as sent within 5 minutes.
 WITH website AS MATERIALIZED (
     SELECT
         website.website_id,
+        newest.ends_at AS counted_up_to,
         analytics_cutoff(website.website_id, %(retention_days)s::int) AS cutoff,
         -- What is before has a time that no calendar has, and stays.
-        analytics_day_start(website.website_id, '0001-01-01') AS first_instant,
-        newest.ends_at AS counted_up_to
+        analytics_day_start(website.website_id, '0001-01-01') AS first_instant
     FROM analytics_websites() AS website (website_id)
     LEFT JOIN LATERAL (
         SELECT stats.ends_at FROM analytics_daily_stats AS stats
@@ -215,7 +215,7 @@ current_alert (condition, subject, message) AS MATERIALIZED (
         '',
         format(
             'Raw events that were counted are missing at the old end of %%s website(s), and none of these jobs deleted '
-            || 'them (%%s%%s); their %%s row(s) are kept as they were counted; look whether another job deletes raw events.',
+            || 'them (%%s%%s); %%s row(s) are kept as they were counted; look whether another job deletes events.',
             max(kept.websites),
             string_agg(kept.website_id, ', ' ORDER BY kept.place) FILTER (WHERE kept.place <= 10),
             CASE WHEN max(kept.websites) > 10 THEN ', ...' ELSE '' END,

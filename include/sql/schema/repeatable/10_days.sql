@@ -1,6 +1,7 @@
--- Days: which there are, and which instants they cover. A day is a half-open interval [starts_at, ends_at) of a website.
--- Its bounds are a function of the website, the date and analytics_timezone alone. A time zone holds from a day on; a
--- day starts where the one before ends. So every instant belongs to exactly one day, and a new zone changes none before.
+-- Days: which there are, and which instants they cover. A day is a half-open interval [starts_at, ends_at) of a
+-- website. Its bounds are a function of the website, the date and analytics_timezone alone. A time zone holds from a
+-- day on; a day starts where the one before ends. So every instant belongs to exactly one day, and a new zone changes
+-- none before.
 
 -- The first instant of a calendar day in a time zone. Where the clocks go back to midnight or before it, midnight comes
 -- twice: PostgreSQL takes the second one, and the day begins with the first. They have gone back by half an hour
@@ -89,9 +90,10 @@ BEGIN
 END
 $$;
 
--- All websites that have raw events, or the one that is named. Jumps through indexes that begin with website_id.
+-- All websites that have raw events, or the one that is named. Jumps through indexes that begin with website_id. A view
+-- calls it for readers of any search_path.
 CREATE OR REPLACE FUNCTION analytics_websites(only_website text DEFAULT NULL) RETURNS SETOF text
-LANGUAGE plpgsql STABLE ROWS 50 SET jit = off AS $$
+LANGUAGE plpgsql STABLE ROWS 50 SET search_path FROM CURRENT SET jit = off AS $$
 DECLARE
     website text := coalesce(only_website, least(
         (SELECT min(event.website_id) FROM analytics_event AS event WHERE event.deleted_at IS NULL),
@@ -218,8 +220,8 @@ $$;
 CREATE OR REPLACE TRIGGER analytics_check_zones AFTER INSERT OR UPDATE OR DELETE ON analytics_timezone
 FOR EACH ROW EXECUTE FUNCTION analytics_check_zones();
 
--- Makes a time zone that of all websites without one of their own: for ever where there was none yet, else from tomorrow
--- on, so that no day which has begun is another one than before. Returns a sentence about a change.
+-- Makes a time zone that of all websites without one of their own: for ever where there was none yet, else from
+-- tomorrow on, so that no day which has begun is another one than before. Returns a sentence about a change.
 CREATE OR REPLACE FUNCTION analytics_use_timezone(zone text) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE

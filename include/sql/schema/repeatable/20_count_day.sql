@@ -10,8 +10,8 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 $$;
 
 -- What tells cheaply, from indexes alone, that events came, went or were edited: how many there are, how many are
--- soft-deleted, and which of them the application has edited, and when. A change that leaves no trace in it, such as one
--- event in place of another, is found by the hash of all events before any of them is deleted.
+-- soft-deleted, and which of them the application has edited, and when. A change that leaves no trace in it, such as
+-- one event in place of another, is found by the hash of all events before any of them is deleted.
 CREATE OR REPLACE FUNCTION analytics_signs(
     website text,
     from_instant timestamptz,

@@ -1,7 +1,7 @@
--- Which raw data has expired, and how long a session lasted.
+-- Which raw data has expired, and what is to be known of a session.
 
--- The cutoff of a website's raw data: the start of its day so many days ago, as its policy says, or else the run. Under a
--- legal hold nothing ever expires.
+-- The cutoff of a website's raw data: the start of its day so many days ago, as its policy says, or else the run. Under
+-- a legal hold nothing ever expires.
 CREATE OR REPLACE FUNCTION analytics_cutoff(website text, retention_days integer) RETURNS timestamptz
 LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
 DECLARE
@@ -29,4 +29,20 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
             -- Seconds are subtracted and not times: of those, PostgreSQL 16 subtracts no infinite ones.
             ELSE least(floor(extract(EPOCH FROM last_activity_at) - extract(EPOCH FROM started_at)), 2147483647)::integer
         END
+$$;
+
+-- Whether a session has events from an instant on, live or soft-deleted.
+CREATE OR REPLACE FUNCTION analytics_has_events(session text, from_instant timestamptz) RETURNS boolean
+LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+BEGIN
+    RETURN
+        EXISTS (
+            SELECT FROM analytics_event AS event
+            WHERE event.session_id = session AND event.timestamp >= from_instant AND event.deleted_at IS NULL
+        )
+        OR EXISTS (
+            SELECT FROM analytics_event AS event
+            WHERE event.session_id = session AND event.timestamp >= from_instant AND event.deleted_at IS NOT NULL
+        );
+END
 $$;

@@ -1,0 +1,118 @@
+"""How days are counted: through indexes, by hashes, and without compiling, whatever the database's settings are."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from aggregation_steps import AGGREGATE, Connection, aggregate, aggregate_due
+from conftest import LOGIN, Database
+
+DAY = "2024-01-15"
+NOON = datetime(2024, 1, 15, 12, tzinfo=UTC)
+PARAMETERS = {"days": [DAY], "label": DAY, "recount": False}
+
+
+@pytest.fixture
+def traffic(database: Database) -> None:
+    """50,000 events of seven websites in 23 days."""
+    database.connection.execute(
+        """
+        INSERT INTO analytics_event (id, website_id, pathname, referrer_source, visitor_id, session_id, timestamp)
+        SELECT
+            'anevt_' || i, 'site ' || i % 7, '/' || i % 900, 'host ' || i % 90, 'visitor ' || i % 20000,
+            'session ' || i / 3, '2024-01-01T00:00Z'::timestamptz + i * INTERVAL '40 seconds'
+        FROM GENERATE_SERIES(1, 50000) AS i
+        """
+    )
+    database.connection.execute("ANALYZE analytics_event")
+
+
+@pytest.mark.usefixtures("traffic")
+def test_a_day_is_read_through_an_index_and_hashed(database: Database) -> None:
+    plans: list[str] = []
+    database.connection.add_notice_handler(lambda notice: plans.append(notice.message_primary or ""))
+    database.connection.execute(
+        """
+        LOAD 'auto_explain';
+        SET auto_explain.log_min_duration = 0;
+        SET auto_explain.log_nested_statements = on;
+        SET auto_explain.log_level = notice;
+        SET work_mem = '256MB'  -- as the task does
+        """
+    )
+    database.run(AGGREGATE, database.connection, **PARAMETERS)
+    counting = [plan for plan in plans if "GROUPING SETS" in plan]
+    assert len(counting) == 7
+    for plan in counting:
+        assert re.search(
+            r"CTE grouped\n +->  HashAggregate .*\n( +Hash Key: .*\n){4} +->  (Index|Bitmap Heap) Scan", plan
+        )
+
+
+@pytest.mark.usefixtures("traffic")
+@pytest.mark.xfail(reason="the planner takes EXISTS for cheap and reads all events there are", strict=True)
+def test_a_row_that_has_lost_its_events_reads_no_others_than_those_of_its_website(database: Database) -> None:
+    aggregate_due(database)
+    database.connection.execute("DELETE FROM analytics_event WHERE timestamp < '2024-01-02T00:00Z'")
+    read = "SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relid = 'analytics_event'::regclass"
+    with database.connection.transaction():
+        before = database.value(read)
+        assert all("kept its row" in line for line in aggregate(database, "2024-01-01", connection=database.connection))
+        assert database.value(read) == before
+
+
+@pytest.fixture
+def reader(database: Database) -> Iterator[Connection]:
+    """A reader with no settings of its own, of a database that compiles every query it can."""
+    database.connection.execute(
+        f"""
+        ALTER DATABASE {database.connection.info.dbname} SET jit = on;
+        ALTER DATABASE {database.connection.info.dbname} SET jit_above_cost = 0;
+        -- A server without LLVM shows all the same who would have compiled: no event is there for a query that may.
+        ALTER TABLE analytics_event ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY no_jit ON analytics_event TO {LOGIN} USING (current_setting('jit') = 'off')
+        """.encode()
+    )
+    with database.connect(LOGIN) as connection:
+        yield connection
+
+
+def rows(connection: Connection, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in connection.execute(query.encode(), arguments).fetchall()]
+
+
+def test_traffic_is_counted_without_compiling(database: Database, reader: Connection) -> None:
+    for website_id in ("other", "site"):
+        for n in range(7):
+            database.event(NOON + timedelta(hours=6 * n), website_id, visitor_id=str(n), pathname=f"/{n}")
+    database.event("-infinity")
+    aggregate(database, DAY, connection=database.connection)
+    late = database.event(NOON + timedelta(hours=20), deleted_at=NOON)
+    assert rows(reader, "SHOW jit") == [("on",)]
+    assert rows(reader, "SELECT count(*) FROM analytics_event") == [(0,)]  # the policy works
+    query = (
+        "SELECT date::text, total_pageviews, unique_visitors, total_events, jsonb_array_length(top_pages),"
+        " aggregated_at IS NULL FROM analytics_traffic_daily WHERE website_id = %s ORDER BY date"
+    )
+    expected = [("2024-01-15", 2, 2, 2, 2, False), ("2024-01-16", 4, 4, 4, 4, True), ("2024-01-17", 1, 1, 1, 1, True)]
+    for website_id in ("other", "site"):
+        assert rows(reader, query, website_id) == expected
+    assert rows(reader, "SELECT analytics_unique_visitors('site', '2024-01-15', '2024-01-17')") == [(7,)]
+    assert rows(reader, "SELECT website_id, events FROM analytics_anomalies()") == [("site", 1)]
+    database.connection.execute("UPDATE analytics_event SET deleted_at = NULL WHERE id = %s", [late])
+    assert rows(reader, query, "site")[1] == ("2024-01-16", 5, 5, 5, 5, True)
+
+
+def test_no_function_that_reads_raw_events_for_a_reader_may_be_compiled(database: Database) -> None:
+    functions = database.query(
+        """
+        SELECT proname, 'jit=off' = ANY(coalesce(proconfig, '{}')) AS is_off FROM pg_proc
+        WHERE prosrc ~ 'FROM analytics_(event|session)\\M' AND pronamespace = 'analytics'::regnamespace
+            AND proname <> 'analytics_has_events'  -- only the jobs call it, and they compile nothing
+        """
+    )
+    assert {row["proname"] for row in functions} >= {"analytics_count_day", "analytics_signs", "analytics_event_days"}
+    assert [row["proname"] for row in functions if not row["is_off"]] == []
