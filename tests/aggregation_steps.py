@@ -27,7 +27,7 @@ def aggregate(
     """Aggregate days; return what the log says about each website and day."""
     names = [str(day) for day in days]
     rows = database.run(AGGREGATE, connection, days=names, label=", ".join(names), recount=recount)
-    return [row["log"].removeprefix("[Analytics Job] ") for row in rows[1:-1]]
+    return [line.removeprefix("[Analytics Job] ") for line in rows[0]["log"].splitlines()[1:-1]]
 
 
 def aggregate_due(database: Database, connection: Connection | None = None) -> list[str]:

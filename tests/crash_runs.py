@@ -3,8 +3,10 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from aggregation_steps import aggregate
 from conftest import DAYS_KEPT, Database
 from dag_runs import dags
+from retention_steps import POLICY, SEAL, policy
 
 ARCHIVE, AGGREGATE, CLEANUP = JOBS = (
     "archive_old_analytics",
@@ -15,12 +17,12 @@ BATCH_SIZE = 10
 NOW = datetime.now(UTC)
 CUTOFF = NOW.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=DAYS_KEPT)
 # Days after the cutoff, none of them near it: midnight may pass while the tests run.
-FINAL, RIGHT, STALE, MISSING, KEPT = -7, -6, -5, -4, 10
-MOMENTS = ["aggregated_at", "raw_purged_at", "updated_at", "purge_snapshot", "snapshot"]
+SEALED, RIGHT, STALE, MISSING, KEPT = -7, -6, -5, -4, 10
+MOMENTS = ["aggregated_at", "sealed_at", "updated_at"]
 
 EVENTS = """
 INSERT INTO analytics_event (
-    id, website_id, event_type, pathname, referrer_source, visitor_id, session_id, timestamp, created_at
+    id, website_id, event_type, pathname, referrer_source, visitor_id, session_id, timestamp, created_at, updated_at
 )
 SELECT
     format('event_%%s_%%s_%%s', website, day, number),
@@ -31,8 +33,9 @@ SELECT
     'visitor_' || number %% 2,
     format('session_%%s_%%s_%%s', website, day, CASE WHEN day < 0 THEN number %% 2 ELSE number END),
     %(cutoff)s + make_interval(days => day, hours => number),
+    %(cutoff)s,
     %(cutoff)s
-FROM unnest(ARRAY['blog', 'shop']) AS website, unnest(%(days)s::int[]) AS day, unnest(%(numbers)s::int[]) AS number
+FROM unnest(ARRAY['blog', 'held', 'shop']) AS website, unnest(%(days)s::int[]) AS day, unnest(%(numbers)s::int[]) AS number
 """
 # Expired sessions were closed. Of the kept ones, one of four came back after its end, and the others are idle.
 SESSIONS = """
@@ -50,10 +53,18 @@ FROM analytics_event
 GROUP BY website_id, session_id, visitor_id
 """
 TABLES = {
-    "analytics_event": "id",
-    "analytics_session": "id",
-    "analytics_daily_stats": "website_id, date",
-    "analytics_purge_proof": "website_id, date",
+    "analytics_event": "* FROM analytics_event ORDER BY id",
+    "analytics_session": "* FROM analytics_session ORDER BY id",
+    "analytics_daily_stats": "* FROM analytics_daily_stats ORDER BY website_id, date",
+    # Numbers have gaps after a transaction that was rolled back, and the order of the keys is that of a plan.
+    "analytics_purge_batch": """
+        kind, rows, first_at, last_at,
+        ARRAY(SELECT unnest(ids) ORDER BY 1) AS ids, ARRAY(SELECT unnest(deleted_ids) ORDER BY 1) AS deleted_ids
+        FROM analytics_purge_batch ORDER BY kind, first_at, ids
+    """,
+    "analytics_timezone": "website_id, from_date::text, timezone FROM analytics_timezone ORDER BY website_id, from_date",
+    # A batch whose deletion was committed and not answered has deleted nothing at its next try.
+    "analytics_job_run": "job, outcome, late_events, unsealed_days FROM analytics_job_run ORDER BY job",
 }
 
 Tables = dict[str, list[dict[str, Any]]]
@@ -69,38 +80,35 @@ def seed(database: Database) -> None:
     def events(days: list[int], numbers: list[int]) -> None:
         database.connection.execute(EVENTS.encode(), {"cutoff": CUTOFF, "days": days, "numbers": numbers})
 
-    events([FINAL, RIGHT, STALE, MISSING, KEPT], [1, 2, 3, 4])
-    counted = [date(day) for day in (FINAL, RIGHT, STALE, KEPT)]
-    database.run("aggregate_daily_analytics/aggregate_day.sql", days=counted, timezone="UTC")
-    events([STALE], [5])
+    events([SEALED, RIGHT, STALE, MISSING, KEPT], [1, 2, 3, 4])
+    aggregate(database, *(date(day) for day in (SEALED, RIGHT, STALE, KEPT)))
+    # A run that has sealed a day and deleted a part of it. A website was put on hold then, and events came late.
+    steps = {"first_day": date(SEALED), "last_day": date(SEALED), "batch_size": 5}
+    database.run(SEAL, **POLICY | steps)
+    policy(database, "legal_hold = TRUE", "held")
+    events([SEALED, STALE], [5])
     events([KEPT], [5, 6, 7, 8])
     database.connection.execute(SESSIONS.encode(), {"cutoff": CUTOFF})
     database.session(
         NOW - timedelta(hours=1), NOW + timedelta(hours=1), session_id="active", id="active", created_at=NOW
     )
-    database.query(
-        """
-        WITH left_over AS (DELETE FROM analytics_event WHERE id LIKE %s),
-        soft_deleted AS (UPDATE analytics_event SET deleted_at = created_at WHERE id = %s),
-        -- The session of an expired day that has an event which is kept.
-        lasting AS (UPDATE analytics_event SET session_id = %s WHERE id = %s)
-        UPDATE analytics_daily_stats SET raw_purged_at = now(), purge_snapshot = pg_current_snapshot()
-        WHERE date = %s RETURNING date
-        """,
-        f"event_%_{FINAL}_2",
-        f"event_shop_{STALE}_3",
-        f"session_blog_{RIGHT}_0",
-        f"event_blog_{KEPT}_4",
-        date(FINAL),
-    )
+    for query, *ids in (
+        ("DELETE FROM analytics_event WHERE id IN (%s, %s)", f"event_blog_{SEALED}_2", f"event_shop_{SEALED}_2"),
+        ("UPDATE analytics_event SET deleted_at = created_at WHERE id = %s", f"event_shop_{STALE}_3"),
+        # The session of an expired day has an event which is kept.
+        (
+            "UPDATE analytics_event SET session_id = %s WHERE id = %s",
+            f"session_blog_{RIGHT}_0",
+            f"event_blog_{KEPT}_4",
+        ),
+    ):
+        database.connection.execute(query.encode(), ids)
 
 
 def tables(database: Database) -> Tables:
-    """All rows, but of a moment or a transaction's number only whether there is one."""
-    found = {}
+    """All rows that the jobs write, but of a moment only whether there is one."""
     with database.connect() as connection:
-        for table, key in TABLES.items():
-            found[table] = connection.execute(f"SELECT * FROM {table} ORDER BY {key}".encode()).fetchall()
+        found = {table: connection.execute(f"SELECT {rows}".encode()).fetchall() for table, rows in TABLES.items()}
     for row in (row for rows in found.values() for row in rows):
         row |= {name: row[name] is not None for name in MOMENTS if name in row}
         if "visitor_sketch" in row:

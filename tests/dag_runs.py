@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
+from airflow.models.dagrun import DagRun
+from airflow.utils.session import create_session
+from airflow.utils.types import DagRunTriggeredByType
+from sqlalchemy import select
 
 from conftest import ROOT
 from web_analytics.job import JOB
@@ -54,3 +58,10 @@ def run_dag(
         labels.setdefault(ti.task_id, []).append(ti.rendered_map_index)
     log = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     return Run(str(dag_run.state), tasks, labels, log)
+
+
+def triggered_confs() -> list[Any]:
+    """The conf of each run that another run has started, oldest first."""
+    with create_session() as session:
+        query = select(DagRun.conf).where(DagRun.triggered_by == DagRunTriggeredByType.OPERATOR)
+        return list(session.scalars(query.order_by(DagRun.id)))

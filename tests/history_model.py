@@ -263,13 +263,10 @@ class Model:
         soft_deleted = max(len(events) - live - row.counts["deleted_events"], 0)
         if row.total - live <= soft_deleted:
             return False
-        older = {
-            past: other for (name, past), other in self.rows.items() if name == website and past < day and other.total
-        }
+        older = [other for (name, past), other in self.rows.items() if name == website and past < day and other.total]
         if older:
-            nearest = older[max(older)]
-            is_untouched = not nearest.sealed_at and not nearest.kept_at
-            return not (is_untouched and self.live(website, nearest) * 10 >= nearest.total)
+            untouched = [other for other in older if not other.sealed_at and not other.kept_at]
+            return not any(self.live(website, other) * 10 >= other.total for other in untouched)
         starts_at = self.interval(website, day).starts_at
         return website not in self.ancient and not any(
             event.website_id == website and event.timestamp < starts_at and not event.is_deleted

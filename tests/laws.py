@@ -18,6 +18,7 @@ AGGREGATE = "include/sql/aggregate_daily_analytics/aggregate_day.sql"
 DUE = "include/sql/aggregate_daily_analytics/find_due_days.sql"
 CLOSE = "include/sql/cleanup_analytics_sessions/close_idle_sessions.sql"
 DAYS = "include/sql/schema/repeatable/10_days.sql"
+RETENTION = "include/sql/schema/repeatable/30_retention.sql"
 POSTGRES = "dags/web_analytics/postgres.py"
 
 
@@ -52,8 +53,8 @@ BREAKS = [
         "Purge: what comes later is counted",
         "test_seal_races.py::TestLateEvents::test_6000_imported_events_of_sealed_days_are_counted_and_reported",
         SEAL,
-        "late_pageviews = stats.late_pageviews + verdict.late_pageviews",
-        "late_pageviews = stats.late_pageviews",
+        "CASE verdict.outcome WHEN 'late' THEN verdict.new_pageviews ELSE 0 END",
+        "0",
     ),
     Break(
         "Purge: only what is listed",
@@ -64,7 +65,7 @@ BREAKS = [
     ),
     Break(
         "Purge: restored while the batch waits",
-        "test_seal_races.py::TestWhileABatchWaits::test_a_soft_deleted_event_is_restored",
+        "test_seal_races.py::TestWhileABatchWaits::test_an_event_is_changed[restored]",
         DELETE_EVENTS,
         "AND (due.was_live OR raw.deleted_at IS NOT NULL)",
         "AND TRUE",
@@ -103,8 +104,8 @@ BREAKS = [
         "Freeze: what comes later has columns of its own",
         "test_seal_races.py::TestLateEvents::test_they_are_named_and_counted_once_however_often_the_step_is_run",
         SEAL,
-        "WHEN found.was_sealed THEN 'late'",
-        "WHEN FALSE THEN 'late'",
+        "WHEN found.sealed_at IS NOT NULL THEN CASE",
+        "WHEN FALSE THEN CASE",
     ),
     Break(
         "Gap: edited events",
@@ -124,8 +125,8 @@ BREAKS = [
         "Gap: corrections",
         "test_sealed_and_kept_rows.py::TestCorrections::test_a_visitor_is_erased",
         AGGREGATE,
-        "AND sign.total_events * 10 >= older.total_events",
-        "AND sign.total_events < 0",
+        "SELECT sign.total_events * 10 >= stats.total_events",
+        "SELECT FALSE",
     ),
     Break(
         "Gap: what others delete from the old end lowers no row",
@@ -149,6 +150,13 @@ BREAKS = [
         "AND FALSE",
     ),
     Break(
+        "Once: two seals at the same moment",
+        "test_seal_races.py::TestAtTheSameMoment::test_of_two_that_find_late_events_one_counts_them",
+        SEAL,
+        "FROM (verdict.sealed_at, verdict.late_before, ",
+        "FROM (verdict.sealed_at, stats.late_pageviews + stats.late_custom_events, ",
+    ),
+    Break(
         "Once: a list of sessions that is made twice",
         "test_archive_sessions.py::test_listed_twice_is_listed_once",
         "include/sql/archive_old_analytics/list_sessions.sql",
@@ -165,27 +173,27 @@ BREAKS = [
     Break(
         "Session: a duration is never negative",
         "test_cleanup_sessions.py::test_the_end_is_the_last_activity_and_the_duration_whole_seconds_never_negative",
-        "include/sql/schema/repeatable/30_retention.sql",
+        RETENTION,
         "WHEN last_activity_at <= started_at THEN 0",
         "WHEN last_activity_at = started_at THEN 0",
     ),
     Break(
         "Orphan: an event that is left",
         "test_archive_sessions.py::test_one_that_arrives_after_the_list_keeps_it_as_well[live]",
-        DELETE_SESSIONS,
-        "WHERE event.session_id = raw.session_id AND event.deleted_at IS NULL",
-        "WHERE event.session_id = raw.session_id AND FALSE",
+        RETENTION,
+        "WHERE event.session_id = session AND event.timestamp >= from_instant AND event.deleted_at IS NULL",
+        "WHERE FALSE",
     ),
     Break(
         "Orphan: a soft-deleted one",
         "test_archive_sessions.py::test_one_that_arrives_after_the_list_keeps_it_as_well[soft-deleted]",
-        DELETE_SESSIONS,
-        "WHERE event.session_id = raw.session_id AND event.deleted_at IS NOT NULL",
-        "WHERE event.session_id = raw.session_id AND FALSE",
+        RETENTION,
+        "WHERE event.session_id = session AND event.timestamp >= from_instant AND event.deleted_at IS NOT NULL",
+        "WHERE FALSE",
     ),
     Break(
         "Orphan: its visitor comes back while the batch waits",
-        "test_seal_races.py::TestWhileABatchWaits::test_a_session_that_comes_back_stays",
+        "test_seal_races.py::TestWhileABatchWaits::test_a_session_is_changed[back]",
         DELETE_SESSIONS,
         "AND raw.last_activity_at <= due.last_at",
         "AND TRUE",
@@ -206,7 +214,7 @@ BREAKS = [
     ),
     Break(
         "Guest: no statement waits for ever",
-        "test_postgres_operator.py::TestSession::test_lock_timeout_leaves_the_application_alone",
+        "test_postgres_operator.py::test_session_settings_win_over_the_connections_own",
         POSTGRES,
         '"lock_timeout": "5s"',
         '"lock_timeout": "0"',
@@ -226,18 +234,32 @@ BREAKS = [
         "ends_at := from_instant;",
     ),
     Break(
+        "Poison: a duration that does not fit",
+        "test_poison.py::test_sessions_of_all_times",
+        RETENTION,
+        "2147483647)::integer",
+        "2147483648)::integer",
+    ),
+    Break(
         "Setting: tables that inherit",
         "test_check_database.py::test_children_by_inheritance",
         "include/sql/check_database.sql",
-        "X",
-        "Y",
+        "right_table.relkind = 'r' AND parent.children IS NOT NULL,",
+        "FALSE,",
+    ),
+    Break(
+        "Setting: row level security is an error and not a wrong count",
+        "test_postgres_operator.py::TestErrors::test_a_row_security_policy_is_an_error_and_not_a_wrong_count",
+        "dags/web_analytics/session.py",
+        '"row_security": "off"',
+        '"row_security": "on"',
     ),
     Break(
         "Upgrade: final rows keep their bounds",
         "test_schema.py::test_final_rows_keep_their_bounds_whatever_the_time_zones_were",
         "include/sql/schema/migrations/002_seal_and_list.sql",
         "coalesce(zone.date_before + 1, '-infinity') AS from_date",
-        "'-infinity'::date + 0 AS from_date",
+        "coalesce(zone.date_before + 2, '-infinity') AS from_date",
     ),
 ]
 

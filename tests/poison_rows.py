@@ -86,7 +86,7 @@ def session_time(name: str, now: datetime) -> str:
 
 def sessions(database: Database, now: datetime) -> list[tuple[str, str, str, str | None]]:
     """Insert a session of each start, last activity and end; return their ids and the names of these times."""
-    rows = []
+    rows: list[tuple[str, str, str, str | None]] = []
     with database.connection.pipeline():
         for start in SESSION_TIMES:
             for last in SESSION_TIMES:
@@ -108,10 +108,11 @@ def set_zones(database: Database) -> None:
 
 def ordinary(database: Database, *website_ids: str, now: datetime = NOW) -> None:
     """For each website two expired days, two days that are kept, and a session of each kind."""
+    noon = now.replace(hour=12, minute=0, second=0, microsecond=0)
     for website_id in website_ids:
         for age in (100, 99, 10, 2):
             for n in range(3):
-                database.event(now - age * DAY, website_id, visitor_id=str(n), session_id=f"{website_id} {age}")
+                database.event(noon - age * DAY, website_id, visitor_id=str(n), session_id=f"{website_id} {age}")
         database.session(now - 100 * DAY, now - 99 * DAY, website_id=website_id, session_id=f"{website_id} 100")
         database.session(now - 10 * DAY, now - 10 * DAY + HOUR, website_id=website_id, session_id=f"{website_id} 10")
         database.session(now - 3 * HOUR, now - HOUR, website_id=website_id, session_id=f"{website_id} idle")
@@ -174,12 +175,16 @@ def look_at_the_page(database: Database, connection: Connection) -> dict[str, An
                     retention_days=90,
                     idle_minutes=30,
                 )
+    for website_id in ("utc", ""):
+        query = "SELECT analytics_unique_visitors(%s, %s, %s) FROM analytics_anomalies()"
+        for days in (("-infinity", "infinity"), ("0001-01-01", "9999-12-31"), ("4713-01-01 BC", "0044-03-15 BC")):
+            connection.execute(query, [website_id, *days])
     return results
 
 
 def run(database: Database, connection: Connection, file: str, **parameters: Any) -> list[str]:
     """Run a file until it does not ask for another time; return what it logs."""
-    log = []
+    log: list[str] = []
     again: Any = {}
     while again is not None:
         [row] = database.run(file, connection, **parameters | again)

@@ -46,16 +46,16 @@ def connect(database: Database, isolation: str = "read committed") -> Connection
 
 
 class Retention:
-    """The steps of a run, as the jobs' role; `left` is what the last delete() left and nothing of ours keeps."""
+    """The steps of a run, as the jobs' role; `left` is what the last delete() left, and nothing of ours keeps it."""
 
     def __init__(self, database: Database, connection: Connection) -> None:
         self.database, self.connection = database, connection
-        self.log, self.left = "", 0
+        self.log, self.again, self.left = "", None, 0
 
     def run(self, file: str, **parameters: Any) -> Any:
         """The result of one of the files, and what it logs as ``log``."""
         row = self.database.run(f"{FOLDER}/{file}.sql", self.connection, **POLICY | parameters)[0]
-        self.log = row["log"]
+        self.log, self.again = row["log"], row.get("again")
         return row["result"]
 
     def find(self, **policy: Any) -> Any:
@@ -79,10 +79,16 @@ class Retention:
 
     def delete(self, tasks: Iterable[dict[str, Any]], kind: str = "event") -> list[int]:
         """Run planned tasks; return how many rows each of their batches deleted."""
-        steps = [{**task, **step} for task in tasks for step in task["steps"]]
-        results = [self.run(f"delete_{kind}_batch", **step) for step in steps]
-        self.left = sum(result["left"] for result in results)
-        return [result["rows"] for result in results]
+        deleted = []
+        self.left = 0
+        for step in [{**task, **step} for task in tasks for step in task["steps"]]:
+            result = self.run(f"delete_{kind}_batch", **step)
+            deleted.append(result["rows"])
+            if self.again:
+                result = self.run(f"delete_{kind}_batch", **step | self.again)
+                deleted[-1] += result["rows"]
+            self.left += result["left"]
+        return deleted
 
     def start(self, file: str, isolation: str = "read committed", **parameters: Any) -> Future[Any]:
         """Run a file in another thread and connection; return its future rows once it waits for a lock."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aggregation_steps import aggregate
 from conftest import Database
 from dag_runs import run_dag
 from postgres import free_port
@@ -40,9 +41,7 @@ def break_batches(database: Database, midnight: datetime) -> None:
     """Let every batch of a retention run fail: three expired events, none of which can be deleted."""
     for hour in (3, 2, 1):
         database.event(midnight - timedelta(hours=hour))
-    database.run(
-        "aggregate_daily_analytics/aggregate_day.sql", days=[str((midnight - timedelta(days=1)).date())], timezone="UTC"
-    )
+    aggregate(database, (midnight - timedelta(days=1)).date())
     database.connection.execute(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE check_violation; END $$;"
         "CREATE TRIGGER refuse BEFORE DELETE ON analytics_event EXECUTE FUNCTION refuse()"

@@ -16,10 +16,10 @@ import psycopg
 import pytest
 
 import postgres
+from aggregation_steps import aggregate_due
 from conftest import ROOT, Database
 from demo import connection
 from local_airflow import Airflow
-from retention_steps import aggregate_due
 from sinks import ADDRESS, SECRET, mail_server, slack_server, text_of
 from web_analytics import schema
 from web_analytics.retention import POOL
@@ -163,7 +163,7 @@ def test_a_failed_run_is_one_message_that_says_what_happened(live: Live, midnigh
     assert first.startswith("The run manual__")
     assert happened.startswith("What happened: delete_event_batch (3 of 3): batch 1 of 3, to ")
     assert happened.endswith(": check_violation (23514).")
-    assert "count_expired, plan_event_batches, plan_session_batches. It stays done" in done
+    assert "check_database, find_expired_days, seal_days, plan_event_batches. It stays done" in done
     assert "report_result" not in done
     # The link leads to the log's page of this Airflow.
     assert log.startswith(f"Log: {live.airflow.url}/dags/archive_old_analytics/runs/manual__")

@@ -9,14 +9,13 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from aggregation_steps import aggregate_due, set_zone
-from conftest import SQL, Database
+from conftest import Database
 from retention_steps import (
     CUTOFF,
     DAY,
-    FOLDER,
     HOUR,
-    POLICY,
     Retention,
+    connect,
     count,
     ids,
     policy,
@@ -154,7 +153,7 @@ class TestFindExpired:
         assert found["left_days"] == left_days
         assert found["events"] == events + 1 - left_days
         assert [step["last_day"] for step in found["steps"]] == ["2024-02-28" if left_days else "2024-02-29"]
-        line = "1 more day(s) have expired than one run takes: the next run goes on with them"
+        line = "1 more day(s) have expired than a run takes: the next run goes on with them"
         assert (line in run.log) == bool(left_days)
 
     def test_a_run_takes_1000_days_the_oldest_first(self, database: Database, run: Retention) -> None:
@@ -257,16 +256,10 @@ class TestPlan:
             assert planned[1]["label"].startswith(f"batch {steps + 1}-{2 * steps} of {rows},")
 
 
-@pytest.mark.parametrize(
-    ("table", "indexes"),
-    [
-        ("event", ["analytics_event_pkey on analytics_event raw"]),
-        ("session", ["analytics_session_pkey on analytics_session raw", "event_session_id_idx", "deleted_session_idx"]),
-    ],
-)
+@pytest.mark.parametrize("table", ["event", "session"])
 @pytest.mark.parametrize("analyzed", [False, True])
-def test_a_batch_reads_its_rows_by_their_primary_key(
-    database: Database, run: Retention, table: str, indexes: list[str], analyzed: bool
+def test_a_batch_reads_its_rows_by_their_primary_key_and_nothing_else(
+    database: Database, run: Retention, table: str, analyzed: bool
 ) -> None:
     insert(database, 4_000, OLD)
     database.connection.execute(
@@ -283,10 +276,12 @@ def test_a_batch_reads_its_rows_by_their_primary_key(
     run.list_sessions(batch_size=10)
     if analyzed:
         database.connection.execute("ANALYZE")
-    task = run.plan(table)[0]
-    query = b"EXPLAIN (COSTS OFF) " + (SQL / FOLDER / f"delete_{table}_batch.sql").read_bytes()
-    lines = run.connection.execute(query, POLICY | task | task["steps"][0]).fetchall()
-    plan = "\n".join(line["QUERY PLAN"] for line in lines)
-    assert [index for index in indexes if index not in plan] == []
-    assert "Seq Scan on analytics_event" not in plan
-    assert "Seq Scan on analytics_session" not in plan
+    [task, *_] = run.plan(table)
+    # In a session of its own, for numbers of an earlier transaction may be among those of this one.
+    with connect(database) as connection, connection.transaction():
+        assert Retention(database, connection).delete([task], table) == [10]
+        rows = connection.execute("SELECT * FROM pg_stat_xact_user_tables").fetchall()
+    reads = {row["relname"]: (row["seq_scan"], row["idx_scan"], row["idx_tup_fetch"]) for row in rows}
+    # Once to look at each of them, and once to delete it.
+    assert reads[f"analytics_{table}"] == (0, 20, 20)
+    assert reads["analytics_event"][0] == 0

@@ -96,6 +96,10 @@ def test_a_run_deletes_the_sessions_of_the_events_that_it_deleted(database: Data
 BETWEEN = {
     "nothing": ("SELECT", set()),
     "its visitor comes back": ("UPDATE analytics_session SET last_activity_at = now() WHERE id = 'this'", {"this"}),
+    "it was active later": (
+        f"UPDATE analytics_session SET last_activity_at = '{CUTOFF - MICROSECOND}' WHERE id = 'this'",
+        {"this"},
+    ),
     "its clock was wrong": ("UPDATE analytics_session SET last_activity_at = '-infinity' WHERE id = 'this'", set()),
     "it is moved to a held website": ("UPDATE analytics_session SET website_id = 'held' WHERE id = 'this'", {"this"}),
     "it is soft-deleted": ("UPDATE analytics_session SET deleted_at = now()", set()),
@@ -104,6 +108,14 @@ BETWEEN = {
     "it is kept for longer": ("INSERT INTO analytics_website_policy VALUES ('site', 91)", {"this", "other"}),
     "it is kept for less": ("INSERT INTO analytics_website_policy VALUES ('site', 1)", set()),
 }
+
+
+@pytest.mark.parametrize("keep", ["legal_hold = TRUE", "retention_days = 1000"])
+def test_a_hold_keeps_what_expired_long_ago(database: Database, run: Retention, keep: str) -> None:
+    database.session(OLD - 365 * DAY, OLD - 365 * DAY)
+    run.list_sessions()
+    policy(database, keep)
+    assert (run.delete(run.plan("session"), "session"), run.left) == ([0], 0)
 
 
 @pytest.mark.parametrize(("change", "stay"), BETWEEN.values(), ids=BETWEEN)

@@ -1,6 +1,8 @@
 """check_database.sql: says in a clear sentence what the database lacks, and how to mend it."""
 
 import re
+import shutil
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -143,6 +145,12 @@ def test_our_schema_is_not_on_the_search_path(database: Database) -> None:
 
 
 def test_the_applications_table_with_the_name_of_ours_comes_first(database: Database) -> None:
+    database.connection.execute(
+        "CREATE SCHEMA aaa; GRANT USAGE ON SCHEMA aaa TO PUBLIC; ALTER TABLE public.analytics_daily_stats SET SCHEMA aaa"
+    )
+    [problem] = problems(database, "aaa,analytics,public")
+    assert problem.startswith("Table analytics.analytics_daily_stats is not the first of its name along search_path ")
+    database.connection.execute("ALTER TABLE aaa.analytics_daily_stats SET SCHEMA public")
     [problem] = problems(database, "public,analytics")
     assert problem.startswith(
         'Table analytics.analytics_daily_stats is not the first of its name along search_path "pub'
@@ -389,6 +397,34 @@ def test_a_time_zone_that_this_server_does_not_know(database: Database) -> None:
 )
 def test_a_setting_that_only_a_superuser_may_set(database: Database, setting: str, value: str) -> None:
     assert setting in only_problem(database, f"SET LOCAL {setting} = {value}")
+
+
+@pytest.mark.parametrize("column", ["id", "website_id", "visitor_id", "referrer_source"])
+def test_a_collation_by_which_different_texts_are_equal(database: Database, column: str) -> None:
+    # A server without ICU has none, so one of its own says that it is.
+    change = (
+        f'ALTER TABLE analytics_event ALTER {column} TYPE text COLLATE "POSIX";'
+        "UPDATE pg_collation SET collisdeterministic = false WHERE collname = 'POSIX'"
+    )
+    start = f"Column {column} of table analytics_event has a collation that takes different texts for equal: "
+    assert [problem for problem in problems_after(database, change) if problem.startswith(start)]
+    other = change.replace(f"ALTER {column}", "ALTER country")
+    assert problems_after(database, other) == [], "nothing counts by it"
+
+
+def test_a_standby(tmp_path: Path) -> None:
+    own = postgres.start(tmp_path, "-c fsync=off")
+    try:
+        own.stop()
+        (own.data / "standby.signal").touch()
+        own.restart()
+        database = Database(own.dsn())
+        found = [row["problem"] for row in database.run(FILE, database.connection, version=0)]
+        database.close_connections()
+    finally:
+        own.stop("immediate")
+        shutil.rmtree(own.home)
+    assert "The database is a standby, which can only be read: let the connection lead to its primary server." in found
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "EUC_JP"])

@@ -1,14 +1,17 @@
-"""The DAGs as Airflow sees them: their shape, and real runs of each."""
+"""The DAGs as Airflow sees them: their shape, and real runs. Those of archive_old_analytics are in test_archive_dag.py."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
-from airflow.sdk.exceptions import ParamValidationError
 
 from conftest import ROOT, SQL, Database
 from dag_runs import Run, dags, run_dag
+from web_analytics.job import JOB
+from web_analytics.settings import settings
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
 
@@ -37,27 +40,18 @@ EDGES = {
     },
     "archive_old_analytics": {
         "check_database": {"start_run"},
-        "start_run": {"freeze_cutoff"},
-        "freeze_cutoff": {
-            "prove_days",
-            "prove_again",
-            "count_expired",
-            "plan_event_batches",
-            "plan_session_batches",
-            "report_result",
-            "summarize_run",
-        },
-        "prove_days": {"plan_days"},
-        "plan_days": {"aggregate_day"},
-        "aggregate_day": {"prove_again"},
-        "prove_again": {"count_expired", "report_result"},
-        "count_expired": {"plan_event_batches", "plan_session_batches", "report_result"},
+        "start_run": {"find_expired_days"},
+        "find_expired_days": {"seal_days", "report_result", "summarize_run"},
+        "seal_days": {"aggregate_day", "seal_again"},
+        "aggregate_day": {"seal_again"},
+        "seal_again": {"plan_event_batches", "report_result", "summarize_run"},
         "plan_event_batches": {"delete_event_batch"},
+        "delete_event_batch": {"list_sessions", "report_result", "summarize_run"},
+        "list_sessions": {"plan_session_batches", "report_result"},
         "plan_session_batches": {"delete_session_batch"},
-        "delete_event_batch": {"delete_session_batch", "report_result", "summarize_run"},
-        "delete_session_batch": {"measure_size", "report_result", "summarize_run"},
-        "measure_size": {"report_result"},
-        "report_result": {"summarize_run"},
+        "delete_session_batch": {"report_result", "summarize_run"},
+        "report_result": {"continue_backlog", "summarize_run"},
+        "continue_backlog": set(),
     },
 }
 EDGES = {dag_id: edges | WATCH for dag_id, edges in EDGES.items()}
@@ -65,7 +59,9 @@ JOBS = list(EDGES)
 SHARED = {(dag_id, "check_database"): "check_database.sql" for dag_id in JOBS} | {
     **{(dag_id, file.stem): f"watch/{file.name}" for dag_id in JOBS for file in (SQL / "watch").glob("*.sql")},
     ("archive_old_analytics", "aggregate_day"): "aggregate_daily_analytics/aggregate_day.sql",
-    ("archive_old_analytics", "prove_again"): "archive_old_analytics/prove_days.sql",
+    ("archive_old_analytics", "seal_again"): "archive_old_analytics/seal_days.sql",
+    ("archive_old_analytics", "plan_event_batches"): "archive_old_analytics/plan_batches.sql",
+    ("archive_old_analytics", "plan_session_batches"): "archive_old_analytics/plan_batches.sql",
 }
 """The SQL files of tasks that are not named after their DAG and task."""
 
@@ -115,7 +111,7 @@ def test_schedules_and_pause() -> None:
 
 
 def test_retry_policy_fails_at_once_what_a_retry_cannot_mend() -> None:
-    policy = dags()["archive_old_analytics"].get_task("freeze_cutoff").retry_policy
+    policy = dags()["archive_old_analytics"].get_task("seal_days").retry_policy
 
     def decide(error: type[Exception]) -> str:
         return str(policy.evaluate(error(), 1, 4).action.value)
@@ -135,6 +131,17 @@ def test_retry_policy_fails_at_once_what_a_retry_cannot_mend() -> None:
     )
     for error in passing:
         assert decide(error) == "default"
+
+
+@pytest.mark.parametrize("dag_id", JOBS)
+def test_what_writes_from_a_snapshot_fails_if_somebody_else_wrote_meanwhile(dag_id: str) -> None:
+    found = set()
+    for task in dags()[dag_id].tasks:
+        arguments = task.partial_kwargs if task.is_mapped else vars(task)
+        settings = arguments.get("session_settings") or {}
+        if settings.get("default_transaction_isolation") == "repeatable read":
+            found.add(task.task_id)
+    assert found == {"aggregate_day", "seal_days", "seal_again"} & EDGES[dag_id].keys()
 
 
 def stats(database: Database) -> list[dict[str, Any]]:
@@ -202,6 +209,39 @@ class TestAggregate:
         assert stats(database)[0]["total_events"] == 2
         assert "[Analytics Job] No day is due" in aggregate(capsys).log
 
+    def test_a_row_is_kept_where_others_deleted_until_somebody_says_recount(
+        self, database: Database, now: datetime, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        old = now - timedelta(days=40)
+        gone, _ = database.event(old), database.event(old)
+        aggregate(capsys)
+        database.connection.execute("DELETE FROM analytics_event WHERE id = %s", [gone])
+        kept = (
+            "Aggregated 1 events for website site, but kept its row, which counts 2: somebody else deleted raw events"
+        )
+        day = str(old.date())
+        assert kept in aggregate(capsys).log
+        assert [row["total_events"] for row in stats(database)] == [2]
+        assert aggregate(capsys).labels["aggregate_day"] == [str((now - timedelta(days=1)).date())], "it is not due"
+        recount = {"from": day, "to": day, "recount": True}
+        assert "✅ Aggregated 1 events for website site [" in aggregate(capsys, conf=recount).log
+        assert [row["total_events"] for row in stats(database)] == [1]
+
+    def test_another_time_zone_holds_from_tomorrow_on(
+        self, database: Database, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        zones = "SELECT from_date::text, timezone FROM analytics_timezone ORDER BY from_date"
+        for _ in range(2):
+            assert "ANALYTICS_TIMEZONE is" not in aggregate(capsys).log
+        monkeypatch.setattr(settings, "timezone", "Asia/Tokyo")
+        tomorrow = str((datetime.now(ZoneInfo("Asia/Tokyo")) + timedelta(days=1)).date())
+        sentence = f"[Analytics] ANALYTICS_TIMEZONE is Asia/Tokyo now: days from {tomorrow} on are of it, those before"
+        assert [sentence in aggregate(capsys).log for _ in range(2)] == [True, False]
+        assert [tuple(row.values()) for row in database.query(zones)] == [
+            ("-infinity", "UTC"),
+            (tomorrow, "Asia/Tokyo"),
+        ]
+
     def test_range_is_one_mapped_task_per_day(self, database: Database, capsys: pytest.CaptureFixture[str]) -> None:
         for day in (1, 2, 4):
             database.event(f"2026-01-0{day} 12:00Z")
@@ -248,7 +288,7 @@ class TestCleanup:
         anomalies = "Clock skew: 1 open session(s) with activity before their start, 1 in the future"
         assert f"[Analytics Cleanup] {anomalies}" in run.log
         assert f"[Analytics Cleanup] ✅ Closed session {idle} (duration: 1500s)" in run.log
-        assert "[Analytics Cleanup] ✅ Ended 1 session(s) again that had come back" in run.log
+        assert "[Analytics Cleanup] Ended 1 session(s) again that had come back" in run.log
         assert "[Analytics Cleanup] 1 visitor(s) active now; 0 idle session(s) left" in run.log
 
         before = database.query("SELECT *, xmin::text FROM analytics_session ORDER BY id")
@@ -271,196 +311,40 @@ class TestCleanup:
             " now() - interval '1 h' FROM generate_series(1, 2500) AS n RETURNING 1"
         )
         run = run_dag("cleanup_analytics_sessions", capsys)
-        assert run.log.count("✅ Closed session") == 100
-        assert run.log.count("Found 1000 stale session(s) to close") == 2
-        assert "[Analytics Cleanup] ✅ Closed 2,500 stale session(s)" in run.log
-
-
-class TestArchive:
-    @pytest.fixture(autouse=True)
-    def _old_traffic(self, database: Database, midnight: datetime) -> None:
-        """2,100 expired events of one session, one kept event of another."""
-        database.query(
-            "INSERT INTO analytics_event (id, website_id, event_type, pathname, visitor_id, session_id, device_type,"
-            " timestamp) SELECT 'anevt_' || n, 'site', 'pageview', '/', 'visitor', 'old', 'desktop',"
-            " %s::timestamptz - n * interval '1 s' FROM generate_series(1, 2100) AS n RETURNING 1",
-            midnight,
-        )
-        database.session(midnight - timedelta(hours=1), midnight - timedelta(seconds=1), session_id="old")
-        database.event(midnight, session_id="kept")
-        database.session(midnight, midnight, session_id="kept")
-
-    def aggregate(self, capsys: pytest.CaptureFixture[str], midnight: datetime) -> None:
-        day = str((midnight - timedelta(days=1)).date())
-        assert aggregate(capsys, conf={"stat_date": day}).state == "success"
-
-    def test_deletes_in_one_mapped_task_per_batch(
-        self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        self.aggregate(capsys, midnight)
-        before = stats(database)
-        run = run_dag("archive_old_analytics", capsys)
-        assert run.state == "success"
-        assert run.tasks["delete_event_batch"] == ["success"] * 3
-        assert [label.split(",")[0] for label in run.labels["delete_event_batch"]] == [
-            "batch 1 of 3",
-            "batch 2 of 3",
-            "batch 3 of 3",
-        ]
-        assert database.query("SELECT session_id FROM analytics_event") == [{"session_id": "kept"}]
-        assert database.query("SELECT session_id FROM analytics_session") == [{"session_id": "kept"}]
-        assert stats(database) == before
-        for line in (
-            "Found 2,100 event(s) and 1 session(s) before",
-            "Deleted batch of 1000 events (1000/2100)",
-            "Deleted batch of 100 events (2100/2100)",
-            "✅ Archived 2,100 old event(s) (kept daily aggregated stats)",
-            "Database size:",
-        ):
-            assert f"[Analytics Archive] {line}" in run.log
-
-        again = run_dag("archive_old_analytics", capsys)
-        assert again.state == "success"
-        assert again.tasks["delete_event_batch"] == ["skipped"]
-        assert "[Analytics Archive] Nothing to delete is older than" in again.log
-        assert stats(database) == before
-
-    def test_aggregation_after_retention_leaves_the_row_alone(
-        self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        self.aggregate(capsys, midnight)
-        before = stats(database)
-        run_dag("archive_old_analytics", capsys)
-        database.event(midnight - timedelta(seconds=1))
-        day = str((midnight - timedelta(days=1)).date())
-        run = aggregate(capsys, conf={"stat_date": day})
-        assert "✅ Aggregated 1 events for website site, but left its row as it is" in run.log
-        assert stats(database) == before
-
-    def test_dry_run_deletes_nothing(
-        self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        self.aggregate(capsys, midnight)
-        run = run_dag("archive_old_analytics", capsys, conf={"dry_run": True})
-        assert run.state == "success"
-        assert run.tasks["delete_event_batch"] == run.tasks["delete_session_batch"] == ["skipped"]
-        assert database.value("SELECT count(*) FROM analytics_event") == 2101
-        assert database.value("SELECT count(*) FROM analytics_session") == 2
-        assert "[Analytics Archive] Dry run: would delete 2,100 events in 3 batch(es)" in run.log
-
-    def test_a_day_that_was_never_aggregated_is_aggregated_before_it_is_deleted(
-        self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        run = run_dag("archive_old_analytics", capsys)
-        assert run.state == "success"
-        day = str((midnight - timedelta(days=1)).date())
-        assert run.labels["aggregate_day"] == [day]
-        assert stats(database) == [{"website_id": "site", "date": day, "total_events": 2100, "total_pageviews": 2100}]
-        assert database.value("SELECT count(*) FROM analytics_event") == 1
-
-    def test_a_day_that_cannot_be_proven_is_left_alone_and_named_and_everything_else_goes(
-        self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        # A trigger that swallows the row stands for whatever keeps it from being written.
-        database.connection.execute(
-            "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;"
-            "CREATE TRIGGER swallow BEFORE INSERT ON analytics_daily_stats FOR EACH ROW WHEN (NEW.website_id = 'site')"
-            " EXECUTE FUNCTION swallow()"
-        )
-        for _ in range(3):
-            database.event(midnight - timedelta(days=2), website_id="other")
-        run = run_dag("archive_old_analytics", capsys)
-        assert run.state == "failed"
-        assert [task for task, states in run.tasks.items() if "failed" in states] == ["report_result"]
-        day = str((midnight - timedelta(days=1)).date())
-        assert (
-            "1 day(s) were left alone, since their stats do not count exactly their events: "
-            f"site {day} (2100 event(s), no stats); read the log of aggregate_day"
-        ) in run.log
-        assert database.value("SELECT count(*) FROM analytics_event WHERE website_id = 'site'") == 2101
-        assert database.value("SELECT count(*) FROM analytics_event WHERE website_id = 'other'") == 0
-
-    def test_an_aggregation_that_fails_leaves_its_day_alone_and_everything_else_goes(
-        self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        database.event(midnight - timedelta(days=2), website_id="other")
-        self.aggregate(capsys, midnight - timedelta(days=1))
-        database.connection.execute("ALTER TABLE analytics_daily_stats ADD CHECK (website_id <> 'site')")
-        run = run_dag("archive_old_analytics", capsys)
-        assert run.state == "failed"
-        assert (run.tasks["aggregate_day"], run.tasks["report_result"]) == (["failed"], ["failed"])
-        assert run.tasks["delete_event_batch"] == ["success"]
-        assert database.value("SELECT count(*) FROM analytics_event") == 2101
-
-    def test_late_events_of_a_final_day_are_named_and_removed(
-        self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        run_dag("archive_old_analytics", capsys)
-        before = database.query("SELECT *, xmin::text FROM analytics_daily_stats")
-        database.event(midnight - timedelta(seconds=1))
-        run = run_dag("archive_old_analytics", capsys)
-        assert run.state == "success"
-        day = str((midnight - timedelta(days=1)).date())
-        late = f"Website site, {day}: 1 event(s) came after its stats were final and were not counted"
-        assert f"[Analytics Archive] {late}" in run.log
-        assert database.value("SELECT count(*) FROM analytics_event") == 1
-        assert database.query("SELECT *, xmin::text FROM analytics_daily_stats") == before
-
-    def test_a_website_on_hold_keeps_everything_and_is_named(
-        self, database: Database, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        database.connection.execute(
-            "INSERT INTO analytics_website_policy (website_id, legal_hold) VALUES ('site', TRUE)"
-        )
-        run = run_dag("archive_old_analytics", capsys)
-        assert run.state == "success"
-        assert "legal hold on the raw data of site" in run.log
-        assert database.value("SELECT count(*) FROM analytics_event") == 2101
-        assert database.value("SELECT count(*) FROM analytics_session") == 2
-
-    def test_params_set_retention_and_batch_size(
-        self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        self.aggregate(capsys, midnight)
-        run = run_dag("archive_old_analytics", capsys, conf={"retention_days": 91, "batch_size": 10})
-        assert run.tasks["delete_event_batch"] == ["skipped"]
-        assert database.value("SELECT count(*) FROM analytics_event") == 2101
-        run = run_dag("archive_old_analytics", capsys, conf={"batch_size": 500})
-        assert run.tasks["delete_event_batch"] == ["success"] * 5
-
-    @pytest.mark.parametrize("conf", [{"retention_days": 0}, {"batch_size": 0}, {"retention_days": "x"}])
-    def test_params_out_of_bounds_are_refused(self, database: Database, conf: dict[str, Any]) -> None:
-        with pytest.raises((ParamValidationError, ValueError)):
-            dags()["archive_old_analytics"].test(run_conf=conf)
-        assert database.value("SELECT count(*) FROM analytics_event") == 2101
+        assert [run.log.count(f"Found {rows} stale session(s) to close") for rows in (1000, 500)] == [2, 1]
+        # Of each batch a hundred lines, the first of which is its number of rows, and the last one.
+        assert run.log.count("✅ Closed session ") == 99 + 1 + 99 + 1 + 99
+        assert run.log.count("... and 900 more line(s)") == 2
+        assert "[Analytics Cleanup] ✅ Closed 2500 stale session(s)" in run.log
+        assert database.value("SELECT rows_written FROM analytics_job_run") == 2500
 
 
 @pytest.mark.parametrize("dag_id", JOBS)
-def test_database_without_our_tables_fails_with_one_sentence(
-    database: Database, capsys: pytest.CaptureFixture[str], dag_id: str
+def test_a_database_that_is_not_right_is_one_sentence_and_nothing_is_done(
+    database: Database, capsys: pytest.CaptureFixture[str], dag_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What watches the job has no reason to be tried again either.
+    monkeypatch.setitem(JOB["default_args"], "retries", 0)
     database.connection.execute("DROP SCHEMA analytics CASCADE")
     run = run_dag(dag_id, capsys)
     assert run.state == "failed"
-    assert run.tasks["check_database"] == ["failed"]
-    assert 'run "make schema"' in run.log
+    assert 'The jobs\' schema is not in the database, or of an older release: run "make schema".' in run.log
+    tried = {task for task, states in run.tasks.items() if states != ["upstream_failed"]}
+    assert tried - WATCH.keys() == {"check_database"}
 
 
-def test_another_table_of_the_same_name_is_left_alone(
+def test_the_applications_table_of_the_same_name_is_left_alone(
     database: Database, now: datetime, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database.connection.execute(
-        "CREATE TABLE public.analytics_daily_stats (id text, website_id text, date timestamptz, pageviews int);"
-        "GRANT ALL ON public.analytics_daily_stats TO analytics_jobs"
-    )
+    database.connection.execute("GRANT ALL ON public.analytics_daily_stats TO analytics_jobs")
     database.event(now - timedelta(days=1))
     assert aggregate(capsys).state == "success"
     assert database.value("SELECT count(*) FROM public.analytics_daily_stats") == 0
     assert database.value("SELECT count(*) FROM analytics.analytics_daily_stats") == 1
 
-    monkeypatch.setenv(
-        "AIRFLOW_CONN_ANALYTICS_DB", database.dsn.replace("postgresql://postgres@", "postgres://airflow_jobs@")
-    )
+    uri = os.environ["AIRFLOW_CONN_ANALYTICS_DB"]
+    monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_DB", uri.replace("analytics,public", "public,analytics"))
+    monkeypatch.setitem(JOB["default_args"], "retries", 0)
     run = aggregate(capsys)
-    assert run.state == "failed"
-    assert "is not the one the jobs know" in run.log
+    assert (run.state, run.tasks["check_database"]) == ("failed", ["failed"])
+    assert "Table analytics.analytics_daily_stats is not the first of its name along search_path" in run.log

@@ -2,12 +2,13 @@
 a meaning, else it is named and left, and no alert stays open because of it."""
 
 import math
+import secrets
 from datetime import datetime
 from typing import Any
 
-import psycopg
 import pytest
 
+from aggregation_steps import aggregate_due
 from conftest import Database
 from dag_runs import run_dag
 from poison_rows import (
@@ -100,6 +101,29 @@ def test_a_time_zone_from_any_day_on(database: Database, zone: str) -> None:
     assert_ordinary(database, *ZONES)
 
 
+def test_events_that_nothing_counts_hide_no_alert(database: Database) -> None:
+    set_zones(database)
+    for website_id in ZONES:
+        for timestamp, days in TIMES.items():
+            if {*days} <= {ANOMALY, FUTURE}:
+                database.event(timestamp, website_id)
+    with retention(database) as steps:
+        assert open_alerts(database, steps.connection) == []
+        for website_id in ZONES:
+            database.event(OLD - 10 * DAY, website_id)
+        behind = [("aggregation_behind", website_id) for website_id in sorted(ZONES)]
+        assert open_alerts(database, steps.connection) == [*behind, ("retention_backlog", "")]
+        database.connection.execute("DELETE FROM analytics_event WHERE timestamp = %s", [OLD - 10 * DAY])
+        for website_id in ZONES:
+            for age in range(2, 14):
+                for _ in range(20):
+                    database.event(NOW - age * DAY, website_id)
+        aggregate_due(database, steps.connection)
+        assert open_alerts(database, steps.connection) == [
+            ("traffic_missing", website_id) for website_id in sorted(ZONES)
+        ]
+
+
 def seconds(database: Database, name: str) -> float:
     """A time of a session as a number."""
     number: float = database.value("SELECT extract(EPOCH FROM %s::timestamptz)::float8", session_time(name, NOW))
@@ -107,7 +131,6 @@ def seconds(database: Database, name: str) -> float:
 
 
 def test_sessions_of_all_times(database: Database) -> None:
-    ordinary(database, "site")
     rows = sessions(database, NOW)
     value = {name: seconds(database, name) for _, name, _, _ in rows}
     expected = {}
@@ -135,30 +158,25 @@ def test_sessions_of_all_times(database: Database) -> None:
         left = {row["id"] for row in database.query("SELECT id FROM analytics_session WHERE id LIKE 'odd%%'")}
         assert left == {name for name, *_ in rows} - gone
         assert len(gone) == 300
-        assert open_alerts(database, steps.connection) == []
 
 
 def test_all_jobs_over_sessions_of_all_times(database: Database) -> None:
     ordinary(database, "site", "other")
     sessions(database, NOW)
     run_all_jobs(database)
-    database.event(NEW)
+    assert_ordinary(database, "site", "other")
     assert database.value("SELECT bool_and(duration_seconds >= 0) FROM analytics_session WHERE ended_at IS NOT NULL")
 
 
 def put(database: Database, column: str, strings: list[str]) -> None:
-    """For each text an event of an expired and one of a kept day, and an idle and an expired session, that have it."""
+    """For each text an event and a session of an expired day that have it, and where it may be there twice, an event of a
+    day that is kept and an idle session."""
     for number, text in enumerate(strings):
-        for day in (OLD, NEW):
-            own = {"website_id": "odd", "visitor_id": f"{number}", "session_id": f"odd {number} {day}"}
-            is_key = column == "id"
-            if not (is_key and day == NEW):
+        for day, last in ((OLD, OLD + HOUR), (NEW, NOW - HOUR)):
+            if day == OLD or column not in ("id", "session_id"):
+                own = {"website_id": "odd", "visitor_id": str(number), "session_id": f"{column} {number} {day}"}
                 database.event(day + HOUR, **own | {column: text})
-            if column in ("id", "session_id") and day == NEW:
-                continue  # unique
-            if column not in ("pathname",):
-                last = day + HOUR if day == OLD else NOW - HOUR
-                database.session(day, last, **own | {column: text})
+                database.session(day, last, **own | {"entry_page" if column == "pathname" else column: text})
 
 
 COLUMNS = ["id", "website_id", "visitor_id", "session_id", "pathname", "referrer_source"]
@@ -170,7 +188,7 @@ def test_any_text_in_any_column_that_is_read(database: Database, column: str) ->
     put(database, column, STRINGS)
     run_all_jobs(database)
     assert_ordinary(database, "site", "other")
-    days = [(OLD.date(), True)] if column == "id" else [(OLD.date(), True), (NEW.date(), False)]
+    days = [(OLD.date(), True)] if column in ("id", "session_id") else [(OLD.date(), True), (NEW.date(), False)]
     if column == "website_id":
         for text in STRINGS:
             assert days_of(database, text) == [(str(day), 1, is_sealed) for day, is_sealed in days]
@@ -214,17 +232,48 @@ def test_any_text_and_any_time_in_columns_that_are_not_counted(database: Databas
         assert database.value(f"SELECT count(*) FROM analytics_{table} WHERE {time} < %s", CUTOFF) == 0
 
 
-@pytest.mark.parametrize("subject", [text for text in STRINGS if len(text) < 100])
-def test_an_alert_about_a_website_of_any_name_can_be_sent(database: Database, subject: str) -> None:
-    database.event(OLD, subject)
-    [row] = database.run(
-        "watch/find_alerts.sql", retention_days=90000, idle_minutes=30, behind_hours=36, database_gb=10.0
-    )
-    [alert] = row["result"]
-    assert alert["subject"] == subject
-    title, text = alert_message([alert])
-    assert subject in text
+def alerts_about(database: Database, *website_ids: str) -> list[dict[str, Any]]:
+    """The alerts that are due about websites."""
+    for website_id in website_ids:
+        database.event(OLD, website_id, id=website_id[:2], pathname="")
+    limits: dict[str, Any] = {"retention_days": 36500, "idle_minutes": 30, "behind_hours": 36, "database_gb": 10.0}
+    [row] = database.run("watch/find_alerts.sql", **limits)
+    alerts: list[dict[str, Any]] = row["result"]
+    assert [alert["subject"] for alert in alerts] == sorted(website_ids)
+    return alerts
+
+
+LINE_BREAKS = pytest.mark.xfail(reason="a subject of two lines is refused by the e-mail library", strict=True)
+
+
+@pytest.mark.parametrize(
+    "website_id",
+    [pytest.param(text, marks=[LINE_BREAKS] if len(f".{text}".strip().splitlines()) > 1 else []) for text in STRINGS],
+    ids=range(len(STRINGS)),
+)
+def test_an_alert_about_a_website_of_any_name_can_be_sent(database: Database, website_id: str) -> None:
+    title, text = alert_message(alerts_about(database, website_id))
+    assert website_id in text
     assert len(title.splitlines()) == 1
+
+
+@pytest.mark.xfail(reason="the index on condition and subject holds less than the application's own", strict=True)
+def test_an_alert_about_a_website_with_the_longest_name_that_an_index_holds(database: Database) -> None:
+    assert alerts_about(database, secrets.token_hex(1337), "z")
+
+
+@pytest.mark.xfail(reason="it counts as an event that is older than what others deleted", strict=True)
+@pytest.mark.parametrize("timestamp", ["-infinity", "0044-03-15 BC"])
+def test_an_anomaly_does_not_make_a_correction_of_what_another_retention_deletes(
+    database: Database, timestamp: str
+) -> None:
+    database.event(timestamp)
+    for day in (OLD, NEW):
+        database.event(day)
+    aggregate_due(database)
+    database.connection.execute("DELETE FROM analytics_event WHERE timestamp = %s", [OLD])
+    aggregate_due(database)
+    assert days_of(database, "site") == [(str(OLD.date()), 1, False), (str(NEW.date()), 1, False)]
 
 
 @pytest.mark.usefixtures("airflow_metadata")

@@ -281,8 +281,7 @@ class TestErrors:
             (
                 "TRUNCATE analytics_event",
                 psycopg.errors.InsufficientPrivilege,
-                'permission denied for table analytics_event (42501). Run "make schema", make the role a member of '
-                "analytics_jobs",
+                'permission denied for table analytics_event (42501). Run "make schema", make the role a member of',
             ),
             ("SELEKT 1", psycopg.errors.SyntaxError, 'syntax error at or near "SELEKT" (42601).'),
         ],

@@ -253,6 +253,27 @@ class TestBetweenListAndDeletion:
         run.archive()
         assert (ids(counted), listed(counted), late(counted)) == (set(), {}, {})
 
+    @pytest.mark.parametrize(("zone", "deleted"), [("Asia/Kolkata", 0), ("UTC", 1), ("America/New_York", 0)])
+    def test_an_event_that_moves_to_a_website_where_its_day_has_not_expired_stays_on_the_list(
+        self, database: Database, run: Retention, zone: str, deleted: int
+    ) -> None:
+        database.event(CUTOFF - HOUR, id="0")
+        count(database, "2024-02-29")
+        run.seal()
+        set_zone(database, zone, "other")
+        database.connection.execute("UPDATE analytics_event SET website_id = 'other'")
+        assert run.delete(run.plan()) == [deleted]
+        assert listed(database) == ({} if deleted else {"event": 1})
+
+    @pytest.mark.parametrize("keep", ["legal_hold = TRUE", "retention_days = 1000"])
+    def test_a_hold_keeps_what_expired_long_ago(self, database: Database, run: Retention, keep: str) -> None:
+        database.event(OLD - 365 * DAY)
+        count(database, "2023-03-01")
+        run.seal()
+        policy(database, keep)
+        assert run.delete(run.plan()) == [0]
+        assert listed(database) == {"event": 1}
+
     def test_an_event_that_is_restored_under_a_hold_is_late(self, counted: Database, run: Retention) -> None:
         run.seal()
         policy(counted, "legal_hold = TRUE")

@@ -1,4 +1,4 @@
-"""What every job watches for: what opens an alert, when it is sent, when it recovers; and the ledger of runs."""
+"""What every job watches for: what opens an alert, when it is sent, when it recovers."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -7,9 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from aggregation_steps import aggregate, aggregate_due, seal, set_zone
 from conftest import LOGIN, Database
-from dag_runs import run_dag
-from retention_steps import aggregate, aggregate_due
 from web_analytics.watch import alert_message
 
 HOUR = timedelta(hours=1)
@@ -18,13 +17,18 @@ MINUTE = timedelta(minutes=1)
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 FIND = "watch/find_alerts.sql"
 SETTINGS: dict[str, Any] = {
-    "timezone": "UTC",
     "retention_days": 90,
     "idle_minutes": 30,
     "behind_hours": 36,
     "database_gb": 10.0,
 }
 CLEANUP = "cleanup_analytics_sessions"
+
+
+def found(database: Database, connection: psycopg.Connection[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
+    """What the statement says is to be sent."""
+    alerts: list[dict[str, Any]] = database.run(FIND, connection, **SETTINGS | settings)[0]["result"]
+    return alerts
 
 
 class Watch:
@@ -44,8 +48,12 @@ class Watch:
 
     def find(self, now: datetime = NOW, **settings: Any) -> list[dict[str, Any]]:
         """The alerts that are to be sent."""
+        return found(self.database, self.at(now), **settings)
+
+    def at(self, now: datetime) -> psycopg.Connection[dict[str, Any]]:
+        """The connection, at a moment."""
         self.connection.execute("SELECT set_config('test.now', %s, false)", [str(now)])
-        return list(self.database.run(FIND, self.connection, **SETTINGS | settings))
+        return self.connection
 
     def names(self, now: datetime = NOW, **settings: Any) -> list[str]:
         """The same, as condition, subject and state."""
@@ -55,8 +63,7 @@ class Watch:
 
     def sent(self, rows: list[dict[str, Any]], now: datetime) -> None:
         """Mark alerts as sent."""
-        self.connection.execute("SELECT set_config('test.now', %s, false)", [str(now)])
-        self.database.run("watch/mark_alerts_sent.sql", self.connection, ids=[row["id"] for row in rows])
+        self.database.run("watch/mark_alerts_sent.sql", self.at(now), ids=[row["id"] for row in rows])
 
     def run(self, job: str, finished_at: datetime | None, outcome: str = "success", **columns: Any) -> None:
         """A row of the ledger."""
@@ -82,9 +89,7 @@ def test_nothing_is_wrong_with_an_empty_database(watch: Watch) -> None:
 class TestConditions:
     @pytest.mark.parametrize(("timezone", "ended"), [("UTC", 0), ("America/New_York", 5), ("Asia/Kolkata", -5.5)])
     def test_an_aggregation_that_is_behind(self, watch: Watch, timezone: str, ended: float) -> None:
-        watch.database.connection.execute(
-            "INSERT INTO analytics_website_policy (website_id, timezone) VALUES ('site', %s)", [timezone]
-        )
+        set_zone(watch.database, timezone, "site")
         watch.database.event(datetime(2026, 1, 5, 12, tzinfo=UTC))
         watch.database.event(datetime(2026, 1, 5, 12, tzinfo=UTC), website_id="counted")
         aggregate(watch.database, "2026-01-05")
@@ -142,15 +147,78 @@ class TestConditions:
         [alert] = watch.find()
         assert "Raw events of 2 website(s) should have been deleted up to 60 days ago (short, site)" in alert["message"]
 
-    def test_days_that_could_not_be_proven(self, watch: Watch) -> None:
+    def test_days_that_could_not_be_sealed(self, watch: Watch) -> None:
         problem = "report_result: 1 day(s) were left alone, since their stats do not count exactly their events: site x"
-        watch.run("archive_old_analytics", NOW - 8 * DAY, "failed", problem=problem)
-        watch.run("archive_old_analytics", NOW - 9 * DAY)
+        archive = "archive_old_analytics"
+        watch.run(archive, NOW - 9 * DAY, "failed", unsealed_days=0, problem="check_database: no schema")
+        assert watch.names() == [], "it was told about when it failed"
+        watch.run(archive, NOW - 8 * DAY, "failed", unsealed_days=1, problem=problem)
         [alert] = watch.find()
-        assert (alert["condition"], problem in alert["message"]) == ("proof_failed", True)
+        assert alert["condition"] == "proof_failed"
+        assert alert["message"] == f"The last run of archive_old_analytics failed: {problem}"
         watch.sent([alert], NOW)
-        watch.run("archive_old_analytics", NOW - HOUR)
-        assert watch.names() == ["proof_failed recovered"]
+        watch.run(archive, NOW - HOUR, "running", started_at=NOW - HOUR)
+        assert watch.names(NOW + MINUTE) == []
+        watch.run(archive, NOW - MINUTE)
+        assert watch.names(NOW + 2 * MINUTE) == ["proof_failed recovered"]
+
+    def test_rows_that_are_kept_since_others_deleted(self, watch: Watch) -> None:
+        """What happened once is told once, and is not over some day."""
+        websites = [f"site {n:02}" for n in range(12)]
+        for website_id in websites:
+            for hour in range(20):
+                watch.database.event(NOW - 12 * DAY - hour * MINUTE, website_id=website_id)
+        aggregate_due(watch.database)
+        watch.database.connection.execute("DELETE FROM analytics_event WHERE timestamp < %s", [NOW - 12 * DAY])
+        watch.run(CLEANUP, NOW + 30 * DAY)
+        assert watch.names() == []
+        aggregate_due(watch.database, watch.at(NOW))
+        [alert] = watch.find(NOW + MINUTE)
+        assert (alert["condition"], alert["subject"], alert["state"]) == ("rows_kept", "", "opened")
+        assert alert["message"].startswith("Raw events that were counted are missing at the old end of 12 website(s)")
+        assert f"({', '.join(websites[:10])}, ...)" in alert["message"]
+        assert "12 row(s) are kept as they were counted" in alert["message"]
+        watch.sent([alert], NOW + MINUTE)
+        for hours in (1, 22, 24, 25, 100):
+            assert watch.names(NOW + hours * HOUR) == []
+        [row] = watch.database.query("SELECT recovered_at > opened_at AS is_over FROM analytics_alert")
+        assert row["is_over"]
+
+    def test_rows_that_were_kept_and_are_sealed_are_no_alert(self, watch: Watch) -> None:
+        for _ in range(2):
+            event = watch.database.event(NOW - 12 * DAY)
+        aggregate_due(watch.database)
+        watch.database.connection.execute("DELETE FROM analytics_event WHERE id = %s", [event])
+        aggregate_due(watch.database, watch.at(NOW))
+        seal(watch.database)
+        assert watch.names() == []
+        watch.database.connection.execute("UPDATE analytics_daily_stats SET sealed_at = NULL")
+        assert watch.names() == ["rows_kept opened"]
+
+    def test_late_events_that_are_more_than_a_few(self, watch: Watch) -> None:
+        watch.run("archive_old_analytics", NOW - 24 * HOUR, late_events=6000)
+        watch.run("archive_old_analytics", NOW - 2 * HOUR, late_events=10)
+        assert watch.names() == []
+        watch.run("archive_old_analytics", NOW - HOUR, late_events=11)
+        [alert] = watch.find()
+        assert (alert["condition"], alert["state"]) == ("late_events", "opened")
+        assert alert["message"].startswith(
+            "11 event(s) came for days that were sealed already; they are counted as late"
+        )
+        watch.sent([alert], NOW)
+        for hours in (1, 21, 23, 24, 100):
+            assert watch.names(NOW + hours * HOUR) == []
+        watch.run("archive_old_analytics", NOW + 200 * HOUR, late_events=12)
+        assert watch.names(NOW + 200 * HOUR) == ["late_events opened"]
+
+    @pytest.mark.parametrize("timezone", ["UTC", "America/New_York", "Pacific/Kiritimati"])
+    def test_a_time_that_no_calendar_has_is_no_alert(self, watch: Watch, timezone: str) -> None:
+        set_zone(watch.database, timezone, "site")
+        for moment in ("-infinity", "4713-01-01 BC", "0001-12-31 BC", "10000-01-02", "infinity"):
+            watch.database.event(moment)
+        assert watch.names() == []
+        watch.database.event("0001-01-02")
+        assert watch.names() == ["aggregation_behind site opened", "retention_backlog opened"]
 
     def test_no_cleanup_for_an_hour(self, watch: Watch) -> None:
         watch.run(CLEANUP, NOW - 2 * HOUR)
@@ -252,11 +320,11 @@ class TestSending:
         with watch.connect() as other:
             other.execute("SELECT set_config('test.now', %s, false)", [str(NOW)])
             with other.transaction():
-                assert len(watch.database.run(FIND, other, **SETTINGS)) == 1
+                assert len(found(watch.database, other)) == 1
                 own = watch.connect()
                 own.execute("SELECT set_config('test.now', %s, false)", [str(NOW + timedelta(seconds=1))])
                 second = watch.database.start(FIND, own, **SETTINGS)
-            assert second.result(timeout=10) == []
+            assert second.result(timeout=10)[0]["result"] == []
 
 
 def test_messages_of_one_and_of_several_alerts() -> None:
@@ -280,66 +348,3 @@ def test_messages_of_one_and_of_several_alerts() -> None:
             "STILL OPEN since 2026-03-10 12:00 UTC: Website b: no event."
         ),
     )
-
-
-@pytest.mark.usefixtures("airflow_metadata")
-class TestLedger:
-    def ledger(self, database: Database) -> list[tuple[Any, ...]]:
-        names = ("job", "target", "rows_read", "rows_written", "rows_deleted", "batches", "outcome", "problem")
-        rows = database.query("SELECT * FROM analytics_job_run ORDER BY started_at")
-        assert all(row["started_at"] <= row["finished_at"] and row["database_bytes"] > 1_000_000 for row in rows)
-        return [tuple(row[name] for name in names) for row in rows]
-
-    def test_each_run_is_one_row(
-        self, database: Database, now: datetime, midnight: datetime, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        for days in (1, 2):
-            database.event(now - days * DAY)
-        database.session(now - 3 * HOUR, now - 2 * HOUR)
-        database.session(now - 3 * HOUR, now - 2 * HOUR, ended_at=now - 3 * HOUR)
-        run_dag("aggregate_daily_analytics", capsys)
-        run_dag(CLEANUP, capsys)
-        for n in range(3):
-            database.event(midnight - HOUR, website_id=f"old {n}")
-        database.session(midnight - 3 * HOUR, midnight - 2 * HOUR, ended_at=midnight)
-        run_dag("archive_old_analytics", capsys, conf={"batch_size": 2})
-        dates = [str((now - days * DAY).date()) for days in (2, 1)]
-        assert self.ledger(database) == [
-            ("aggregate_daily_analytics", f"{dates[0]} to {dates[1]}, 2 days", 2, 2, 0, 0, "success", None),
-            (CLEANUP, None, 0, 2, 0, 0, "success", None),
-            ("archive_old_analytics", f"{midnight:%Y-%m-%d} 00:00:00+00", 0, 0, 4, 3, "success", None),
-        ]
-
-    def test_a_failed_run_says_why(
-        self, database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        database.event(midnight - HOUR)
-        database.connection.execute(
-            "ALTER TABLE analytics_daily_stats ADD CONSTRAINT no_site CHECK (website_id <> 'site')"
-        )
-        run = run_dag("archive_old_analytics", capsys)
-        assert run.state == "failed"
-        day = str((midnight - HOUR).date())
-        [row] = self.ledger(database)
-        assert row[6] == "failed"
-        for text in (
-            f"aggregate_day: {day}: new row for relation",
-            "report_result: 1 day(s) were left alone",
-        ):
-            assert text in row[7]
-        assert "[Analytics Watch] opened: The last run of archive_old_analytics failed: aggregate_day:" in run.log
-
-    def test_a_run_that_was_lost_stays_running(self, database: Database) -> None:
-        database.run("watch/start_run.sql", job="x", run_id="1")
-        database.run("watch/start_run.sql", job="x", run_id="1")
-        [row] = database.query("SELECT * FROM analytics_job_run")
-        assert (row["outcome"], row["finished_at"]) == ("running", None)
-
-    def test_the_error_rate_is_of_the_runs_before(self, database: Database) -> None:
-        parameters: dict[str, Any] = {"job": "x", "target": None, "rows_written": 0, "rows_deleted": 0, "batches": 0}
-        rates = []
-        for n, outcome in enumerate(["failed", "success", "success", "success", "success"]):
-            database.run("watch/start_run.sql", job="x", run_id=str(n))
-            more = {"run_id": str(n), "outcome": outcome, "problem": None}
-            rates.append(database.run("watch/finish_run.sql", **parameters | more)[0]["error_rate"])
-        assert rates == [0, 1, 0.5, pytest.approx(1 / 3), 0.25]

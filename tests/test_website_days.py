@@ -323,7 +323,7 @@ TO_AND_FRO: Any = {(None, date(2024, 11, day)): ("Pacific/Kiritimati", "Etc/GMT+
 
 
 @settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(case=cases())
 @example(

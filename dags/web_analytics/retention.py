@@ -7,7 +7,7 @@ from airflow.sdk import task
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from web_analytics.postgres import REPEATABLE_READ, PostgresOperator
+from web_analytics.postgres import PostgresOperator
 from web_analytics.settings import settings
 
 POOL = "analytics_archive"
@@ -33,8 +33,7 @@ def sql(task_id: str, file: str = "", session_settings: Any = None, **kwargs: An
 
 def seal(task_id: str, steps: Any, **kwargs: Any) -> Any:
     """Return a task that seals the days of some steps, and gives those of which days are left."""
-    session_settings = REPEATABLE_READ | {"work_mem": "64MB"}
-    return sql(task_id, "seal_days", session_settings, parameters={"steps": steps}, **kwargs)
+    return sql(task_id, "seal_days", {"work_mem": "64MB"}, parameters={"steps": steps}, **kwargs)
 
 
 def delete_batch(table: str, plan: PostgresOperator) -> MappedOperator:
@@ -60,7 +59,7 @@ def report_result(
     batches = {name: [batch for output in outputs[:] for batch in output] for name, outputs in deleted.items()}
     for line in result_lines(expired, listed, batches, params):
         print(f"[Analytics Archive] {line}")
-    if sentence := left_sentence(unsealed, batches):
+    if sentence := left_sentence(unsealed or [], batches):
         ti.xcom_push(key="problem", value=sentence)
         raise AirflowFailException(sentence)
     return [dict(params)] if expired["left_days"] and not params["dry_run"] else []

@@ -90,7 +90,10 @@ def first_aggregation(owner: Connection, job: Connection, days_ago: int) -> floa
 
 def ways(database: Database, owner: Connection, job: Connection, days_ago: int) -> Mapping[str, Callable[[], float]]:
     """Ways to read a day."""
-    websites = [row["website_id"] for row in execute(owner, "SELECT website_id FROM analytics_websites() AS website (website_id)")]
+    websites = [
+        row["website_id"]
+        for row in execute(owner, "SELECT website_id FROM analytics_websites() AS website (website_id)")
+    ]
     values: dict[str, Any] = {"websites": websites, "from": day(days_ago), "to": day(days_ago - 1)}
 
     def naive() -> None:

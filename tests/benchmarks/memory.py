@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import Bench, Connection, Database, batches, day, execute, policy, run, seal
+from benchmarks.bench import Bench, Connection, Database, batches, day, execute, policy, seal
 from conftest import LOGIN, ROOT, SQL
 
 ROUNDS = 3

@@ -51,7 +51,9 @@ def before(bench: Bench, database: Database, websites: int) -> None:
 
         def seal_and_list() -> float:
             execute(owner, "TRUNCATE analytics_purge_batch")
-            execute(owner, "UPDATE analytics_daily_stats SET sealed_at = NULL, late_pageviews = 0, late_custom_events = 0")
+            execute(
+                owner, "UPDATE analytics_daily_stats SET sealed_at = NULL, late_pageviews = 0, late_custom_events = 0"
+            )
             execute(owner, "VACUUM analytics_daily_stats")
             return seconds(seal, job, DAYS_KEPT)
 
@@ -64,7 +66,10 @@ def before(bench: Bench, database: Database, websites: int) -> None:
             }
         )
         medians = bench.compare(
-            f"{expired['count']:,} expired events of 40 days, {websites:,} websites", samples, "count(*)", rows=expired["count"]
+            f"{expired['count']:,} expired events of 40 days, {websites:,} websites",
+            samples,
+            "count(*)",
+            rows=expired["count"],
         )
         ratio = medians["find_expired_days + seal_days"] / medians["count(*)"]
         bench.limit("seal and list / count(*)", ratio, at_most=80 if websites == 50 else 300)
@@ -77,7 +82,9 @@ def deletions(bench: Bench, database: Database, websites: int) -> None:
     with database.owner() as owner, database.connect() as job:
         owner.execute("VACUUM (ANALYZE) analytics_daily_stats, analytics_purge_batch")
         full = batches(job, DAYS_KEPT)
-        bounds = {row["number"]: row for row in execute(job, "SELECT number, first_at, last_at FROM analytics_purge_batch")}
+        bounds = {
+            row["number"]: row for row in execute(job, "SELECT number, first_at, last_at FROM analytics_purge_batch")
+        }
         planned = [batch | bounds[batch["number"]] for batch in full]
         parts = iter(planned[start : start + SLICE] for start in range(0, len(planned), SLICE))
         each: dict[str, list[float]] = {}
@@ -116,7 +123,9 @@ def deletions(bench: Bench, database: Database, websites: int) -> None:
         samples = in_turns({name: timed(name, way) for name, way in ways.items()})
         rows = SLICE * BATCH
         bare = "bare DELETE, 1,000 a batch"
-        medians = bench.compare(f"Deleting {rows:,} events, {websites:,} websites", samples, "single DELETE", bare, rows=rows)
+        medians = bench.compare(
+            f"Deleting {rows:,} events, {websites:,} websites", samples, "single DELETE", bare, rows=rows
+        )
         bench.table(
             "Each transaction",
             ["", "median ms", "longest ms", "WAL bytes/row"],

@@ -1,6 +1,6 @@
 -- Aggregates days into analytics_daily_stats: one row per website and day that has events, all or none.
 -- Params: days (date[]), label (text, names them in the log), recount (boolean).
--- Result: one row per website and day looked at, between a first and a last one: log.
+-- Result: one row: log.
 -- A day that is not over and has no row is left for a later run. A sealed row stays as it is.
 -- Where fewer events are there than a row counts, and they were not soft-deleted, somebody deleted or moved them. If an
 -- older day still has at least a tenth of the events that its row counts (or if none was counted, any event), that was
@@ -84,38 +84,34 @@ kept AS MATERIALIZED (
         counted.website_id,
         counted.date
     FROM counted
+    CROSS JOIN
+        LATERAL (
+            SELECT min(event.timestamp) AS timestamp FROM analytics_event AS event
+            WHERE event.website_id = counted.website_id AND event.deleted_at IS NULL
+        ) AS oldest_event
+    CROSS JOIN
+        LATERAL (
+            SELECT
+                count(*) AS days,
+                -- A few events may have come for an older day after all of it was deleted.
+                bool_or(
+                    CASE
+                        WHEN stats.ends_at > oldest_event.timestamp
+                            THEN (
+                                SELECT sign.total_events * 10 >= stats.total_events
+                                FROM analytics_signs(stats.website_id, stats.starts_at, stats.ends_at) AS sign
+                            )
+                    END
+                ) AS has_events
+            FROM analytics_daily_stats AS stats
+            WHERE stats.website_id = counted.website_id AND stats.date < counted.date AND stats.total_events > 0
+        ) AS older
     WHERE
         counted.has_vanished
         AND (
             counted.is_kept
-            -- A few events may have come for an older day after all of it was deleted.
-            OR NOT EXISTS (
-                SELECT FROM analytics_daily_stats AS older
-                CROSS JOIN LATERAL analytics_signs(older.website_id, older.starts_at, older.ends_at) AS sign
-                WHERE
-                    older.website_id = counted.website_id
-                    AND older.date < counted.date
-                    AND older.total_events > 0
-                    AND older.sealed_at IS NULL
-                    AND older.kept_at IS NULL
-                    AND sign.total_events * 10 >= older.total_events
-            )
-            AND (
-                EXISTS (
-                    SELECT FROM analytics_daily_stats AS older
-                    WHERE
-                        older.website_id = counted.website_id
-                        AND older.date < counted.date
-                        AND older.total_events > 0
-                )
-                OR NOT EXISTS (
-                    SELECT FROM analytics_event AS event
-                    WHERE
-                        event.website_id = counted.website_id
-                        AND event.timestamp < counted.starts_at
-                        AND event.deleted_at IS NULL
-                )
-            )
+            OR CASE WHEN older.days > 0 THEN older.has_events ELSE oldest_event.timestamp < counted.starts_at END
+            IS NOT TRUE
         )
 ),
 
@@ -194,49 +190,35 @@ made_kept AS (
     WHERE stats.website_id = kept.website_id AND stats.date = kept.date AND stats.kept_at IS NULL
 )
 
-SELECT line.log
-FROM (
-    SELECT
-        1 AS part,
-        NULL AS website_id,
-        NULL::date AS date,
-        '[Analytics Job] Aggregating data for ' || %(label)s::text AS log
-    UNION ALL
-    SELECT
-        2 AS part,
-        counted.website_id,
-        counted.date,
-        format(
-            '[Analytics Job] ✅ Aggregated %%s events for website %%s%%s',
-            CASE WHEN counted.is_sealed THEN counted.row_events ELSE counted.total_events END,
-            counted.website_id,
-            CASE
-                WHEN
-                    counted.is_sealed
-                    THEN ', but left its row as it is: it is sealed, its raw events are being deleted'
-                WHEN (counted.website_id, counted.date) IN (SELECT
-                    kept.website_id,
-                    kept.date
-                FROM kept)
-                    THEN format(
-                        ', but kept its row, which counts %%s: somebody else deleted raw events, and none older are '
-                        || 'there; to count what is left, run this job with recount, from and to %%s',
-                        counted.row_events, to_char(counted.date, 'YYYY-MM-DD')
-                    )
-            END
-        ) AS log
-    FROM counted
-    UNION ALL
-    SELECT
-        3 AS part,
-        NULL AS website_id,
-        NULL AS date,
+SELECT
+    concat_ws(
+        E'\n',
+        '[Analytics Job] Aggregating data for ' || %(label)s::text,
+        string_agg(
+            format(
+                '[Analytics Job] ✅ Aggregated %%s events for website %%s%%s',
+                coalesce(counted.total_events, counted.row_events),
+                counted.website_id,
+                CASE
+                    WHEN counted.is_sealed
+                        THEN ', but left its row as it is: it is sealed, its raw events are being deleted'
+                    WHEN (counted.website_id, counted.date) IN (SELECT
+                        kept.website_id,
+                        kept.date
+                    FROM kept)
+                        THEN format(
+                            ', but kept its row, which counts %%s: somebody else deleted raw events, and none older '
+                            || 'are there; to count what is left, run this job with recount, from and to %%s',
+                            counted.row_events, to_char(counted.date, 'YYYY-MM-DD')
+                        )
+                END
+            ),
+            E'\n' ORDER BY counted.website_id, counted.date
+        ),
         CASE
-            WHEN
-                count(*) > 0
+            WHEN count(*) > 0
                 THEN format('[Analytics Job] ✅ Aggregated %%s website(s) for %%s', count(*), %(label)s::text)
             ELSE format('[Analytics Job] No events on %%s: no row written', %(label)s::text)
-        END AS log
-    FROM counted
-) AS line
-ORDER BY line.part, line.website_id, line.date;
+        END
+    ) AS log
+FROM counted;

@@ -44,7 +44,7 @@ due AS (
 SELECT
     coalesce(json_agg(to_char(due.date, 'YYYY-MM-DD') ORDER BY due.date), '[]') AS result,
     CASE
-        WHEN count(*) > 0 THEN format('[Analytics Job] Found %%s day(s) without right stats', count(*))
+        WHEN count(*) > 0 THEN '[Analytics Job] Found ' || count(*) || ' day(s) without right stats'
         ELSE '[Analytics Job] No day is due'
     END AS log
 FROM due;

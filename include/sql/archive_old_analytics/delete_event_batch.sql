@@ -1,6 +1,7 @@
 -- Deletes the events of one batch of the list, and takes it off the list in the same transaction: twice is once.
--- Params: number (bigint, of the batch), retention_days (int), done, total (bigint, for the log).
--- Result: one row: log, result (json: rows, that were deleted; left, that should have gone and did not).
+-- Params: number (bigint, of the batch), retention_days (int), done, total (bigint, for the log), retried (boolean).
+-- Result: one row: log, result (json: rows, that were deleted; left, that should have gone and did not), again (json).
+-- What should have gone and did not may have been changed by the application at that moment: it is tried once more.
 -- Asked again of each event, as it is now: the legal hold and the retention of its website (an event that they keep
 -- stays on the list), whether it was soft-deleted when it was listed and is not any more, and whether it is still of
 -- that time. Of the last two, neither was counted where it is now: they are off the list, and found again by
@@ -91,6 +92,7 @@ listed_again AS (
         coalesce(array_agg(kept.id) FILTER (WHERE NOT kept.was_live), '{}') AS deleted_ids
     FROM kept
     HAVING count(*) > 0
+    RETURNING number
 ),
 
 total AS (
@@ -114,7 +116,13 @@ total AS (
 )
 
 SELECT
-    json_build_object('rows', total.deleted, 'left', total.left_over) AS result,
+    json_build_object(
+        'rows', total.deleted, 'left', CASE WHEN %(retried)s::boolean THEN total.left_over ELSE 0 END
+    ) AS result,
+    CASE
+        WHEN total.left_over > 0 AND NOT %(retried)s::boolean
+            THEN (SELECT json_build_object('number', listed_again.number, 'retried', TRUE) FROM listed_again)
+    END AS again,
     CASE
         WHEN total.batches = 0 THEN format('[Analytics Archive] Batch %%s was deleted before', %(number)s::bigint)
         ELSE

@@ -1,6 +1,7 @@
 -- Deletes the sessions of one batch of the list, and takes it off the list in the same transaction: twice is once.
--- Params: number (bigint, of the batch), retention_days (int), done, total (bigint, for the log).
--- Result: one row: log, result (json: rows, that were deleted; left, that should have gone and did not).
+-- Params: number (bigint, of the batch), retention_days (int), done, total (bigint, for the log), retried (boolean).
+-- Result: one row: log, result (json: rows, that were deleted; left, that should have gone and did not), again (json).
+-- What should have gone and did not may have been changed by the application at that moment: it is tried once more.
 -- Asked again of each session, as it is now: whether its visitor came back, whether an event of it is there, and the
 -- legal hold and the retention of its website. What stays is listed again by a later run once it may go.
 WITH batch AS MATERIALIZED (
@@ -55,6 +56,21 @@ deleted AS (
     RETURNING raw.id
 ),
 
+listed_again AS (
+    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids)
+    SELECT
+        'session' AS kind,
+        count(*) AS rows,
+        min(due.last_activity_at) AS first_at,
+        max(due.last_activity_at) AS last_at,
+        array_agg(due.id) AS ids,
+        '{}' AS deleted_ids
+    FROM due
+    WHERE due.id NOT IN (SELECT deleted.id FROM deleted) AND NOT %(retried)s::boolean
+    HAVING count(*) > 0
+    RETURNING number
+),
+
 total AS (
     SELECT
         (SELECT count(*) FROM batch) AS batches,
@@ -64,7 +80,10 @@ total AS (
 )
 
 SELECT
-    json_build_object('rows', total.deleted, 'left', total.due - total.deleted) AS result,
+    json_build_object(
+        'rows', total.deleted, 'left', CASE WHEN %(retried)s::boolean THEN total.due - total.deleted ELSE 0 END
+    ) AS result,
+    (SELECT json_build_object('number', listed_again.number, 'retried', TRUE) FROM listed_again) AS again,
     CASE
         WHEN total.batches = 0 THEN format('[Analytics Archive] Batch %%s was deleted before', %(number)s::bigint)
         ELSE

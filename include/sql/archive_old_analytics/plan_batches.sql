@@ -1,7 +1,7 @@
 -- Shares out the batches on the list among mapped tasks.
 -- Params: kind (event or session), retention_days (int), dry_run (boolean).
--- Result: one row: log, result (json: the parameters of each task: label, retention_days, and steps, each with the
---   number of a batch, done, the rows of all batches up to it, and total).
+-- Result: one row: log, result (json: the parameters of each task: label, retention_days, retried, and steps, each with
+--   the number of a batch, done, the rows of all batches up to it, and total).
 -- Airflow maps at most 1024 tasks: beyond 1000 batches, each task gets several consecutive ones.
 WITH batch AS (
     SELECT
@@ -27,6 +27,7 @@ planned AS (
                 coalesce(to_char(max(batch.last_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), 'no time')
             ),
             'retention_days', %(retention_days)s::int,
+            'retried', FALSE,
             'steps', json_agg(
                 json_build_object('number', batch.number, 'done', batch.done, 'total', batch.total)
                 ORDER BY batch.number

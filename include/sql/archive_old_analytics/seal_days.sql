@@ -6,7 +6,6 @@
 --   job, run_id (text).
 -- Result: one row: log, result (NULL, or json about the days whose row does not count exactly their events, which are
 --   left: first_day, last_day, count, named, and the parameters of aggregate_day.sql).
--- Runs in REPEATABLE READ: of two runs of a day at the same moment, one fails and is tried again.
 WITH day AS MATERIALIZED (
     SELECT
         website.website_id,
@@ -15,8 +14,9 @@ WITH day AS MATERIALIZED (
         day.ends_at,
         stats.total_events,
         stats.events_hash,
-        stats.sealed_at IS NOT NULL AS was_sealed,
-        stats.kept_at IS NOT NULL AS is_kept,
+        stats.sealed_at,
+        stats.kept_at,
+        stats.late_pageviews + stats.late_custom_events AS late_before,
         (stats.starts_at, stats.ends_at) = (day.starts_at, day.ends_at) AS has_bounds
     FROM (
         SELECT
@@ -113,33 +113,30 @@ found AS (
     SELECT
         raw.website_id,
         raw.date,
-        raw.was_sealed,
-        raw.is_kept,
         raw.has_bounds,
         raw.total_events,
         raw.events_hash,
+        raw.sealed_at,
+        raw.kept_at,
+        raw.late_before,
         count(*) FILTER (WHERE raw.is_live) AS events,
         coalesce(bit_xor(raw.hash), 0) AS hash,
-        count(*) FILTER (WHERE raw.is_new AND raw.is_live AND raw.is_pageview) AS late_pageviews,
-        count(*) FILTER (WHERE raw.is_new AND raw.is_live AND NOT raw.is_pageview) AS late_custom_events
+        count(*) FILTER (WHERE raw.is_new AND raw.is_live AND raw.is_pageview) AS new_pageviews,
+        count(*) FILTER (WHERE raw.is_new AND raw.is_live AND NOT raw.is_pageview) AS new_custom_events
     FROM raw
     GROUP BY
-        raw.website_id, raw.date, raw.was_sealed, raw.is_kept, raw.has_bounds, raw.total_events, raw.events_hash
+        raw.website_id, raw.date, raw.has_bounds, raw.total_events, raw.events_hash, raw.sealed_at, raw.kept_at,
+        raw.late_before
 ),
 
 verdict AS MATERIALIZED (
     SELECT
-        found.website_id,
-        found.date,
-        found.total_events,
-        found.events_hash,
-        found.events,
-        found.late_pageviews,
-        found.late_custom_events,
+        found.*,
         CASE
-            WHEN found.was_sealed THEN 'late'
-            WHEN found.total_events IS NULL AND found.events = 0 THEN 'not counted'
-            WHEN found.is_kept AND found.events < found.total_events THEN 'kept'
+            WHEN found.sealed_at IS NOT NULL AND found.new_pageviews + found.new_custom_events > 0 THEN 'late'
+            -- All that is new is soft-deleted.
+            WHEN found.sealed_at IS NOT NULL OR found.total_events IS NULL AND found.events = 0 THEN 'not counted'
+            WHEN found.kept_at IS NOT NULL AND found.events < found.total_events THEN 'kept'
             WHEN found.has_bounds AND (found.total_events, found.events_hash) = (found.events, found.hash) THEN 'exact'
             ELSE 'inexact'
         END AS outcome
@@ -148,38 +145,31 @@ verdict AS MATERIALIZED (
 
 sealed AS (
     UPDATE analytics_daily_stats AS stats
-    SET sealed_at = now()
-    FROM verdict
-    WHERE
-        stats.website_id = verdict.website_id
-        AND stats.date = verdict.date
-        AND verdict.outcome IN ('exact', 'kept')
-        AND stats.sealed_at IS NULL
-        AND (stats.total_events, stats.events_hash) = (verdict.total_events, verdict.events_hash)
-        AND NOT %(dry_run)s::boolean
-    RETURNING stats.website_id, stats.date
-),
-
-late AS (
-    UPDATE analytics_daily_stats AS stats
     SET
-        late_pageviews = stats.late_pageviews + verdict.late_pageviews,
-        late_custom_events = stats.late_custom_events + verdict.late_custom_events
+        sealed_at = coalesce(stats.sealed_at, now()),
+        late_pageviews = stats.late_pageviews + CASE verdict.outcome WHEN 'late' THEN verdict.new_pageviews ELSE 0 END,
+        late_custom_events
+        = stats.late_custom_events + CASE verdict.outcome WHEN 'late' THEN verdict.new_custom_events ELSE 0 END
     FROM verdict
     WHERE
         stats.website_id = verdict.website_id
         AND stats.date = verdict.date
-        AND verdict.outcome = 'late'
-        AND verdict.late_pageviews + verdict.late_custom_events > 0
+        AND verdict.outcome IN ('exact', 'kept', 'late')
+        -- Only as the snapshot shows it: of two runs at the same moment, the second one leaves the day to the first.
+        AND (stats.sealed_at, stats.late_pageviews + stats.late_custom_events, stats.total_events, stats.events_hash)
+        IS NOT DISTINCT FROM (verdict.sealed_at, verdict.late_before, verdict.total_events, verdict.events_hash)
         AND NOT %(dry_run)s::boolean
-    RETURNING verdict.late_pageviews + verdict.late_custom_events AS events
+    RETURNING
+        stats.website_id,
+        stats.date,
+        CASE verdict.outcome WHEN 'late' THEN verdict.new_pageviews + verdict.new_custom_events END AS late_events
 ),
 
 late_in_ledger AS (
     UPDATE analytics_job_run AS run
-    SET late_events = run.late_events + late_sum.events
-    FROM (SELECT sum(late.events) AS events FROM late) AS late_sum
-    WHERE run.job = %(job)s AND run.run_id = %(run_id)s AND late_sum.events > 0
+    SET late_events = run.late_events + late.events
+    FROM (SELECT sum(sealed.late_events) AS events FROM sealed) AS late
+    WHERE run.job = %(job)s AND run.run_id = %(run_id)s AND late.events > 0
 ),
 
 numbered AS MATERIALIZED (
@@ -201,7 +191,7 @@ numbered AS MATERIALIZED (
                     verdict.website_id,
                     verdict.date
                 FROM verdict
-                WHERE verdict.outcome IN ('late', 'not counted')
+                WHERE verdict.outcome = 'not counted'
             )
         )
 ),
@@ -222,10 +212,15 @@ written AS (
     RETURNING rows
 ),
 
+-- A day that another run has sealed or counted at this moment is looked at again.
 remark AS (
     SELECT
         verdict.date,
-        verdict.outcome,
+        verdict.outcome = 'inexact' OR verdict.outcome IN ('exact', 'kept') AND NOT %(dry_run)s::boolean
+        AND (verdict.website_id, verdict.date) NOT IN (SELECT
+            sealed.website_id,
+            sealed.date
+        FROM sealed) AS is_left,
         format(
             '%%s %%s (%%s)',
             verdict.website_id,
@@ -234,7 +229,7 @@ remark AS (
                 WHEN 'late'
                     THEN format(
                         '%%s event(s) came after its stats were sealed and are counted as late',
-                        verdict.late_pageviews + verdict.late_custom_events
+                        verdict.new_pageviews + verdict.new_custom_events
                     )
                 WHEN 'kept' THEN format('sealed as it is: %%s counted, %%s left', verdict.total_events, verdict.events)
                 ELSE
@@ -246,8 +241,13 @@ remark AS (
         row_number() OVER (PARTITION BY verdict.outcome ORDER BY verdict.date, verdict.website_id) AS number
     FROM verdict
     WHERE
-        verdict.outcome IN ('kept', 'inexact')
-        OR verdict.outcome = 'late' AND verdict.late_pageviews + verdict.late_custom_events > 0
+        verdict.outcome IN ('kept', 'inexact', 'late')
+        OR verdict.outcome = 'exact'
+        AND (verdict.website_id, verdict.date) NOT IN (SELECT
+            sealed.website_id,
+            sealed.date
+        FROM sealed)
+        AND NOT %(dry_run)s::boolean
 )
 
 SELECT
@@ -258,32 +258,25 @@ SELECT
             '[Analytics Archive] %%s to %%s: sealed %%s day(s), listed %%s event(s) in %%s batch(es)%%s',
             %(first_day)s::text,
             %(last_day)s::text,
-            (SELECT count(*) FROM sealed),
+            (
+                SELECT count(*) FROM sealed
+                WHERE sealed.late_events IS NULL
+            ),
             (SELECT coalesce(sum(written.rows), 0) FROM written),
             (SELECT count(*) FROM written),
             CASE WHEN %(dry_run)s::boolean THEN '; a dry run writes nothing' END
         )
     ) AS log,
     CASE
-        WHEN count(*) FILTER (WHERE remark.outcome = 'inexact') > 0
+        WHEN bool_or(remark.is_left)
             THEN json_build_object(
                 'first_day', %(first_day)s::text,
                 'last_day', %(last_day)s::text,
-                'count', count(*) FILTER (WHERE remark.outcome = 'inexact'),
+                'count', count(*) FILTER (WHERE remark.is_left),
                 'named', string_agg(remark.text, ', ' ORDER BY remark.number)
-                FILTER (WHERE remark.outcome = 'inexact' AND remark.number <= 10),
-                'days', json_agg(DISTINCT to_char(remark.date, 'YYYY-MM-DD')) FILTER (WHERE remark.outcome = 'inexact'),
-                'label', concat_ws(
-                    ' to ',
-                    to_char(min(remark.date) FILTER (WHERE remark.outcome = 'inexact'), 'YYYY-MM-DD'),
-                    to_char(
-                        nullif(
-                            max(remark.date) FILTER (WHERE remark.outcome = 'inexact'),
-                            min(remark.date) FILTER (WHERE remark.outcome = 'inexact')
-                        ),
-                        'YYYY-MM-DD'
-                    )
-                ),
+                FILTER (WHERE remark.is_left AND remark.number <= 10),
+                'days', json_agg(DISTINCT to_char(remark.date, 'YYYY-MM-DD')) FILTER (WHERE remark.is_left),
+                'label', concat_ws(' to ', %(first_day)s::text, nullif(%(last_day)s::text, %(first_day)s::text)),
                 'recount', FALSE
             )
     END AS result

@@ -208,8 +208,14 @@ BEGIN
                 USING ERRCODE = 'invalid_parameter_value';
         END IF;
     END LOOP;
-    -- AT TIME ZONE accepts more than zones: abbreviations, and offsets of the wrong sign.
-    IF TG_OP <> 'DELETE' AND new.timezone NOT IN (SELECT name FROM pg_catalog.pg_timezone_names) THEN
+    -- AT TIME ZONE accepts more than zones: offsets of the wrong sign, and abbreviations, which it takes before a zone of
+    -- the same name, such as CET.
+    IF
+        TG_OP <> 'DELETE' AND new.timezone <> 'UTC' AND (
+            new.timezone NOT IN (SELECT zone_name.name FROM pg_catalog.pg_timezone_names AS zone_name)
+            OR upper(new.timezone) IN (SELECT short.abbrev FROM pg_catalog.pg_timezone_abbrevs AS short)
+        )
+    THEN
         RAISE EXCEPTION 'Time zone "%" is not known: write an IANA name such as Europe/Berlin', new.timezone
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
