@@ -3,29 +3,31 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from conftest import Database
-from history_model import DAY, EVER, SITES, Event, Model, Policy, Session
+from history_drafts import (
+    CONTENTS,
+    DRAFTS,
+    MOMENTS,
+    SESSIONS,
+    STARTS,
+    VISITS,
+    WEBSITES,
+    ZONES,
+    Draft,
+    Moment,
+    SessionDraft,
+)
+from history_model import DAY, EVER, SITES, Event, Policy, Session
+from history_retention import Model
 
-WEBSITES = st.sampled_from(SITES)
-ZONE_NAMES = [
-    "UTC",
-    "America/New_York",
-    "Australia/Lord_Howe",  # half an hour of daylight saving time
-    "Asia/Kolkata",
-    "Pacific/Kiritimati",
-    "Pacific/Pago_Pago",  # 25 hours behind Kiritimati
-]
-ZONES = st.sampled_from(ZONE_NAMES)
-# In the days before each, the clocks of New York or of Lord Howe change.
-STARTS = [datetime(2024, month, day, 6, tzinfo=UTC) for month, day in ((3, 14), (4, 12), (10, 10), (11, 7))]
 INDEXES = st.integers(0, 99)
 # On no day of the calendar: for ever there, unless the application deletes it.
 ABSURD = {"absurd_1": "-infinity", "absurd_2": "4000-01-01 BC", "absurd_3": "20000-01-01", "absurd_4": "infinity"}
@@ -33,71 +35,6 @@ ANCIENT = {"absurd_1", "absurd_2"}
 TABLES = ("event", "session", "daily_stats", "website_policy", "timezone", "purge_batch", "job_run")
 RUN = {"job": "archive_old_analytics", "run_id": "every run"}
 OPERATIONS: set[str] = set()
-
-
-class Moment(NamedTuple):
-    """A moment of a day before the present one, in UTC."""
-
-    days_ago: int
-    hour: float
-    just_before: bool
-
-
-class Draft(NamedTuple):
-    """An event that the application stores."""
-
-    website: str
-    moment: Moment
-    content: tuple[str, str, str | None]
-    visit: tuple[str, str]
-    is_deleted: bool = False
-    created_at: datetime | None = None
-    prefix: str = "a"
-
-
-class SessionDraft(NamedTuple):
-    """A session that the application stores."""
-
-    name: str
-    website: str
-    moment: Moment
-    minutes: int
-    is_deleted: bool
-
-
-# Hours of UTC at which days begin in these zones.
-MOMENTS = st.builds(
-    Moment, st.integers(0, 11), st.sampled_from([0, 4, 5, 10, 11, 13, 13.5, 18.5]), st.sampled_from([False, True])
-)
-DELETED = st.sampled_from([False, False, True])
-CONTENTS = st.sampled_from(
-    [
-        ("pageview", "/", None),
-        ("pageview", "/ä", "direct"),
-        ("pageview", "/Z", "google"),
-        ("pageview", "/a", ""),
-        ("custom_event", "/a", "google"),
-    ]
-)
-VISITS = st.sampled_from([(f"visitor_{number % 3}", f"session_{number}") for number in range(5)])
-DRAFTS = st.builds(
-    Draft,
-    website=WEBSITES,
-    moment=MOMENTS,
-    content=CONTENTS,
-    visit=VISITS,
-    is_deleted=DELETED,
-    created_at=st.sampled_from([None, datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)]),
-    prefix=st.sampled_from("aZ_"),
-)
-SESSIONS = st.builds(
-    SessionDraft,
-    name=st.sampled_from([f"session_{number}" for number in range(6)]),
-    website=WEBSITES,
-    moment=MOMENTS,
-    minutes=st.sampled_from([-1, 0, 45, 3000]),
-    is_deleted=DELETED,
-)
 
 
 def operation(when: Callable[[Any], Any] = bool, **arguments: st.SearchStrategy[Any]) -> Callable[[Any], Any]:
@@ -122,6 +59,11 @@ def has_events(self: "Application") -> bool:
     return bool(self.model.events)
 
 
+def is_free(self: "Application") -> bool:
+    """Whether no statement of a job has locked our tables."""
+    return not self.is_busy
+
+
 class Application(RuleBasedStateMachine):
     """A history without jobs. `jobs` is the connection that has a clock; `writer` is one in a transaction."""
 
@@ -139,6 +81,7 @@ class Application(RuleBasedStateMachine):
         self.pending: list[Event] = []
         self.backup: dict[str, Event] = {}
         self.absurd: set[str] = set()
+        self.is_busy = False
 
     @initialize(
         start=st.sampled_from(STARTS),
@@ -299,11 +242,11 @@ class Application(RuleBasedStateMachine):
 
     # What the operator says, and time.
 
-    @operation(website=st.sampled_from([None, *SITES]), days=st.none() | st.integers(-12, 3), zone=ZONES)
+    @operation(is_free, website=st.sampled_from([None, *SITES]), days=st.none() | st.integers(-12, 3), zone=ZONES)
     def set_zone(self, website: str | None, days: int | None, zone: str) -> None:
         self.put_zone(website, EVER if days is None else self.model.now.date() + days * DAY, zone)
 
-    @operation(lambda self: self.model.zones, index=INDEXES)
+    @operation(lambda self: self.model.zones and is_free(self), index=INDEXES)
     def remove_zone(self, index: int) -> None:
         website, from_date = list(self.model.zones)[index % len(self.model.zones)]
         self.put_zone(website, from_date, None)
@@ -327,7 +270,7 @@ class Application(RuleBasedStateMachine):
         self.model.now += timedelta(hours=hours)
         self.jobs.execute("SELECT set_config('clock.now', %s, false)", [self.model.now.isoformat()])
 
-    @operation()
+    @operation(is_free)
     def dump_and_restore(self) -> None:
         # Other rows of the same content, elsewhere and of another transaction; triggers are made after the rows.
         moves = (
@@ -337,7 +280,6 @@ class Application(RuleBasedStateMachine):
         )
         # Several statements at once are one transaction.
         self.execute(f"SET LOCAL session_replication_role = replica; {' '.join(moves)}")
-        self.model.restored += 1
 
     # How it is done.
 

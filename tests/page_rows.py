@@ -66,22 +66,28 @@ def alert(database: Database, condition: str, subject: str, message: str) -> Non
 
 
 def daily_stats(database: Database, websites: int, days: int, until: date) -> None:
-    """Stats of the days before `until`: pageviews of 100 to 600, and sketches of about 50 visitors."""
+    """Stats of the days before `until`: pageviews of 100 to 600, of which 7 came late; sketches of about 50 visitors."""
     database.query(
         """
         WITH sketch AS (
             SELECT string_agg((random() < 0.001)::int::text, '')::bit(49152) AS bits
             FROM generate_series(1, 49152 * 20) AS bit (number) GROUP BY number %% 20
         )
-        INSERT INTO analytics_daily_stats
+        INSERT INTO analytics_daily_stats (
+            website_id, date, total_pageviews, total_custom_events, unique_visitors, unique_sessions,
+            top_pages,
+            top_referrers,
+            total_events, deleted_events, events_hash, visitor_sketch,
+            starts_at, ends_at, aggregated_at, late_pageviews
+        )
         SELECT
-            'website-' || lpad(website::text, 2, '0'), day::date, 100 + 500 * random(), 10, 50, 60,
+            'website-' || lpad(website::text, 2, '0'), day::date, 93 + 500 * random(), 10, 50, 60,
             (SELECT jsonb_agg(jsonb_build_object('item', '/products/item-' || n, 'count', 100 - n))
                 FROM generate_series(1, 10) AS n),
             (SELECT jsonb_agg(jsonb_build_object('item', 'shop-' || n || '.example.org', 'count', 50 - n))
                 FROM generate_series(1, 10) AS n),
-            600, 0, 0, (SELECT bits FROM sketch OFFSET (website + extract(doy FROM day)) %% 20 LIMIT 1), 'UTC',
-            day, day + interval '1 day', day + interval '1 day'
+            600, 0, 0, (SELECT bits FROM sketch OFFSET (website + extract(doy FROM day)) %% 20 LIMIT 1),
+            day, day + interval '1 day', day + interval '1 day', 7
         FROM generate_series(1, %s) AS website,
             generate_series(%s::date - %s::int, %s::date - 1, interval '1 day') AS day
         RETURNING 1

@@ -1,14 +1,14 @@
 """Random histories of the database, step by step, against a model in Python: the laws hold after every step.
 
 The application writes, edits and deletes, the operator changes policies and zones, other people's jobs delete, the clock
-goes on, and the jobs' statements run in between: whole, in part, twice, interleaved, or with an old snapshot.
+goes on, and the jobs' statements run in between: whole, in part, twice, interleaved, or slowly.
 HISTORIES=5000 in the environment tries as many, other ones each time.
 """
 
 import os
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from datetime import date
 from typing import Any, TypeVar
 
@@ -17,14 +17,17 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
-from conftest import LOGIN, Database
-from history_application import INDEXES, OPERATIONS, RUN, ZONE_NAMES, Application, operation
-from history_model import DAY, Batch, Event, Model, Purge
+from conftest import BACKGROUND, LOGIN, Database
+from history_application import INDEXES, OPERATIONS, RUN, Application, is_free, operation
+from history_drafts import ZONE_NAMES
+from history_model import DAY, Event
+from history_retention import Batch, Model, Purge
 from web_analytics.days import days_to_aggregate, tasks_for
 
 HISTORIES = int(os.environ.get("HISTORIES", "250"))
 STEPS = 50
 BATCH_SIZE = 3
+SLOW = "slow_jobs"
 AGGREGATION, CLEANUP, RETENTION = "aggregate_daily_analytics", "cleanup_analytics_sessions", "archive_old_analytics"
 RETENTION_DAYS = st.sampled_from([3, 7])
 EVENTS = b"SELECT id FROM analytics_event"
@@ -57,9 +60,10 @@ FACTS = {
     "session left",
     "zone refused",
     "zone changed with sealed rows",
-    "sealed with an old snapshot",
-    "counted with an old snapshot",
-    "old snapshot refused",
+    "sealed slowly",
+    "day left to another run",
+    "counted slowly",
+    "slow count refused",
 }
 Result = TypeVar("Result")
 
@@ -67,12 +71,12 @@ Result = TypeVar("Result")
 class History(Application):
     """One history. At its end, every job runs once more, undisturbed."""
 
-    def __init__(self, database: Database, jobs: Any, late: Any, writer: Any, seen: Counter[str]) -> None:
+    def __init__(self, database: Database, jobs: Any, slow: Any, writer: Any, seen: Counter[str]) -> None:
         super().__init__(database, jobs, writer, seen)
-        self.late = late
+        self.slow = slow
         self.runs: dict[int, Generator[None, None, Any]] = {}
         self.numbers: list[tuple[str, int]] = []
-        self.shown: Model | None = None
+        self.finish: Callable[[], None] = lambda: None
 
     # What the jobs do.
 
@@ -128,29 +132,47 @@ class History(Application):
     def repeat_batch(self, index: int, retention_days: int) -> None:
         self.delete_batch(*self.numbers[-1 - index % len(self.numbers)], retention_days)
 
-    @operation(lambda self: self.shown is None)
-    def take_snapshot(self) -> None:
-        self.late.execute("BEGIN")
-        self.late.execute("SELECT")
-        self.shown = self.model.snapshot()
-
-    @operation(lambda self: self.shown, seals=st.booleans(), retention_days=RETENTION_DAYS)
-    def use_snapshot(self, seals: bool, retention_days: int) -> None:
-        shown, self.shown = self.shown, None
-        assert shown
-        shown.now = self.model.now
+    @operation(is_free, seals=st.booleans(), retention_days=RETENTION_DAYS)
+    def start_slow_statement(self, seals: bool, retention_days: int) -> None:
+        """Start a statement that sees what is there now, and writes later."""
+        shown = self.model.snapshot()
         days = sorted({day for _, day in shown.expired_days(retention_days)}) or [self.model.now.date() - DAY]
-        try:
+        file, parameters = "seal_days", self.step(days[0], days[-1], retention_days)
+        if not seals:
+            file, parameters = "aggregate_day", {"days": days, "label": "days", "recount": False}
+        self.slow.execute("SELECT set_config('clock.now', %s, false)", [self.model.now.isoformat()])
+        self.slow.execute(
+            f"SET default_transaction_isolation = '{'read committed' if seals else 'repeatable read'}'".encode()
+        )
+        self.execute("SELECT pg_advisory_lock(1)")
+        folder = RETENTION if seals else AGGREGATION
+        result = BACKGROUND.submit(self.database.run, f"{folder}/{file}.sql", self.slow, **parameters)
+        waits = "SELECT wait_event_type IS NOT DISTINCT FROM 'Lock' AS it FROM pg_stat_activity WHERE pid = %s"
+        while not result.done() and not self.database.value(waits, self.slow.info.backend_pid):
+            pass
+
+        def finish() -> None:
+            self.is_busy = False
+            self.execute("SELECT pg_advisory_unlock(1)")
             if seals:
-                self.seal(days[0], days[-1], retention_days, shown=shown)
+                self.check_sealed(result.result()[-1]["result"], days[0], days[-1], retention_days, shown)
+                self.seen["sealed slowly"] += 1
+                return
+            try:
+                result.result()
+            except psycopg.errors.SerializationFailure:
+                assert shown.rows != self.model.rows, "refused, and nobody wrote since"
+                self.seen["slow count refused"] += 1
             else:
-                self.count_days(days, recount=False, shown=shown)
-        except psycopg.errors.SerializationFailure:
-            stored = [(model.rows, model.zones, model.late_events, model.restored) for model in (shown, self.model)]
-            assert stored[0] != stored[1], "refused, and nobody wrote since"
-            self.seen["old snapshot refused"] += 1
-        else:
-            self.seen[f"{'sealed' if seals else 'counted'} with an old snapshot"] += 1
+                self.model.write(shown.recounts(days, recount=False))
+                self.seen["counted slowly"] += 1
+            self.check()
+
+        self.is_busy, self.finish = True, finish
+
+    @operation(lambda self: self.is_busy)
+    def finish_slow_statement(self) -> None:
+        self.finish()
 
     def advance(self, run: Generator[None, None, Any], steps: int) -> None:
         """Do some more steps of a run."""
@@ -203,11 +225,12 @@ class History(Application):
         assert due == self.model.due_days()
         return due
 
-    def count_days(self, days: Iterable[date], recount: bool, shown: Model | None = None) -> None:
+    def count_days(self, days: Iterable[date], recount: bool) -> None:
         days = list(days)
-        changed = (shown or self.model).recounts(days, recount)
-        parameters = {"days": [str(day) for day in days], "label": "days", "recount": recount}
-        self.sql(AGGREGATION, "aggregate_day", parameters, shown)
+        changed = self.model.recounts(days, recount)
+        self.sql(
+            AGGREGATION, "aggregate_day", {"days": [str(day) for day in days], "label": "days", "recount": recount}
+        )
         self.model.write(changed)
         self.check()
 
@@ -225,25 +248,36 @@ class History(Application):
         assert steps == ([(days[0], days[-1])] if days else [])
         return [(day, day) for day in days] if by_day else steps
 
-    def seal(
-        self, first_day: date, last_day: date, retention_days: int, dry_run: bool = False, shown: Model | None = None
-    ) -> Any:
+    @staticmethod
+    def step(first_day: date, last_day: date, retention_days: int, dry_run: bool = False) -> dict[str, Any]:
+        days = {"first_day": str(first_day), "last_day": str(last_day), "dry_run": dry_run}
+        return days | {"retention_days": retention_days, "batch_size": BATCH_SIZE} | RUN
+
+    def seal(self, first_day: date, last_day: date, retention_days: int, dry_run: bool = False) -> Any:
         """Seal days and list their events; return what is said about days that are counted wrongly."""
-        sealing = (shown or self.model).seal(first_day, last_day, retention_days, BATCH_SIZE)
-        step = {"first_day": str(first_day), "last_day": str(last_day), "dry_run": dry_run}
-        parameters = step | {"retention_days": retention_days, "batch_size": BATCH_SIZE} | RUN
-        problem = self.sql(RETENTION, "seal_days", parameters, shown)["result"]
-        told = (problem["count"], problem["days"]) if problem else (0, [])
-        assert told == (len(sealing.inexact), sorted({str(day) for _, day in sealing.inexact}))
-        for key in sealing.inexact & self.model.rows.keys():
-            is_silent = self.model.rows[key].signs() == self.model.count(*key).signs()
-            self.seen["edited without a sign, and counted before it was sealed"] += is_silent
+        problem = self.sql(RETENTION, "seal_days", self.step(first_day, last_day, retention_days, dry_run))["result"]
         if dry_run:
             self.check()
         else:
-            self.model.apply(sealing, shown or self.model)
-            self.check(sealing.batches)
+            self.check_sealed(problem, first_day, last_day, retention_days)
         return problem
+
+    def check_sealed(
+        self, problem: Any, first_day: date, last_day: date, retention_days: int, shown: Model | None = None
+    ) -> None:
+        """Check what a statement sealed and listed that saw `shown`, or what is there now."""
+        present = self.model if shown else None
+        shown = shown or self.model
+        step = first_day, last_day, retention_days, BATCH_SIZE
+        sealing = shown.seal(*step, present)
+        self.seen["day left to another run"] += len(sealing.inexact - shown.seal(*step).inexact)
+        told = (problem["count"], problem["days"]) if problem else (0, [])
+        assert told == (len(sealing.inexact), sorted({str(day) for _, day in sealing.inexact}))
+        for key in sealing.inexact & shown.rows.keys():
+            is_silent = shown.rows[key].signs() == shown.count(*key).signs()
+            self.seen["edited without a sign, and counted before it was sealed"] += is_silent
+        self.model.apply(sealing, shown)
+        self.check(sealing.batches)
 
     def plan_batches(self, kind: str, retention_days: int, dry_run: bool) -> list[int]:
         """The numbers of the batches of all tasks."""
@@ -272,9 +306,9 @@ class History(Application):
         if batch:
             decide = self.model.purge_events if kind == "event" else self.model.purge_sessions
             purge = decide(batch, retention_days)
-        parameters = {"number": number, "retention_days": retention_days, "done": 0, "total": 0}
-        result = self.sql(RETENTION, f"delete_{kind}_batch", parameters)["result"]
-        assert result == {"rows": len(purge.gone), "left": 0}
+        parameters = {"number": number, "retention_days": retention_days, "done": 0, "total": 0, "retried": False}
+        row = self.sql(RETENTION, f"delete_{kind}_batch", parameters)
+        assert (row["result"], row["again"]) == ({"rows": len(purge.gone), "left": 0}, None)
         for name in purge.gone:
             if kind == "event":
                 self.check_purge(self.model.events.pop(name))
@@ -328,12 +362,14 @@ class History(Application):
                 self.check_end()
         finally:
             self.writer.rollback()
-            self.late.execute("ROLLBACK")
+            self.execute("SELECT pg_advisory_unlock_all()")
 
     def check_end(self) -> None:
         """Let every job run once, undisturbed: nothing is left to do, and nothing that had to stay is gone."""
         if self.pending:
             self.end_transaction(commit=True)
+        if self.is_busy:
+            self.finish()
         self.aggregate()
         self.clean_up(batch_size=1000)
         model, retention_days = self.model, 3
@@ -359,18 +395,9 @@ class History(Application):
 
     # How it is done.
 
-    def sql(self, folder: str, file: str, parameters: dict[str, Any], shown: Model | None = None) -> Any:
-        """The last row that one of the jobs' statements returns, perhaps with an old snapshot."""
-        if shown is None:
-            return self.database.run(f"{folder}/{file}.sql", self.jobs, **parameters)[-1]
-        self.late.execute("SELECT set_config('clock.now', %s, false)", [self.model.now.isoformat()])
-        try:
-            row = self.database.run(f"{folder}/{file}.sql", self.late, **parameters)[-1]
-        except psycopg.Error:
-            self.late.execute("ROLLBACK")
-            raise
-        self.late.execute("COMMIT")
-        return row
+    def sql(self, folder: str, file: str, parameters: dict[str, Any]) -> Any:
+        """The last row that one of the jobs' statements returns."""
+        return self.database.run(f"{folder}/{file}.sql", self.jobs, **parameters)[-1]
 
 
 def complete(steps: Generator[None, None, Result]) -> Result:
@@ -385,30 +412,35 @@ def complete(steps: Generator[None, None, Result]) -> Result:
 
 def test_the_laws_hold_in_every_history(database: Database) -> None:
     # The zones' files take longer to read than a history.
-    zones = ", ".join(f"('{zone}')" for zone in ZONE_NAMES)
+    zones = f"(SELECT unnest(ARRAY{ZONE_NAMES}) AS name)"
     check = database.value("SELECT pg_get_functiondef('analytics_check_zones'::regproc)")
-    database.connection.execute(
-        check.replace("pg_catalog.pg_timezone_names", f"(VALUES {zones}) AS zone (name)").encode()
-    )
+    assert "pg_catalog.pg_timezone_names AS" in check
+    database.connection.execute(check.replace("pg_catalog.pg_timezone_names", zones).encode())
+    # SLOW waits at its first event, with its snapshot taken, while somebody holds the lock.
     database.connection.execute(
         f"""
         CREATE SCHEMA clock;
-        GRANT USAGE ON SCHEMA clock TO {LOGIN};
-        CREATE FUNCTION clock.now() RETURNS timestamptz STABLE RETURN current_setting('clock.now')::timestamptz
+        CREATE FUNCTION clock.now() RETURNS timestamptz STABLE RETURN current_setting('clock.now')::timestamptz;
+        CREATE FUNCTION clock.wait() RETURNS boolean LANGUAGE plpgsql
+        AS 'BEGIN PERFORM pg_advisory_lock_shared(1), pg_advisory_unlock_shared(1); RETURN true; END';
+        CREATE ROLE {SLOW} LOGIN IN ROLE analytics_jobs;
+        GRANT USAGE ON SCHEMA clock TO analytics_jobs;
+        ALTER TABLE analytics_event ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY at_once ON analytics_event TO {LOGIN} USING (true);
+        CREATE POLICY slowly ON analytics_event TO {SLOW} USING (clock.wait())
         """.encode()
     )
     seen: Counter[str] = Counter()
-    path = "-c search_path=clock,analytics,public,pg_catalog -c timezone=UTC -c lock_timeout=5s"
-    late_path = f"{path} -c default_transaction_isolation=repeatable\\ read"
+    path = "-c search_path=clock,analytics,public,pg_catalog -c timezone=UTC"
     with (
-        database.connect(LOGIN, options=path) as jobs,
-        database.connect(LOGIN, options=late_path) as late,
+        database.connect(LOGIN, options=f"{path} -c lock_timeout=5s") as jobs,
+        database.connect(SLOW, options=path) as slow,
         database.connect() as writer,
     ):
         writer.autocommit = False
         run: Any = run_state_machine_as_test
         run(
-            lambda: History(database, jobs, late, writer, seen),
+            lambda: History(database, jobs, slow, writer, seen),
             settings=settings(
                 max_examples=HISTORIES,
                 stateful_step_count=STEPS,

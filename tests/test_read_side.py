@@ -1,61 +1,29 @@
 """The read side: traffic per day whatever became of its raw rows, and visitors of any range of days."""
 
-import hashlib
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import date, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
+from aggregation_steps import aggregate as aggregate_days
+from aggregation_steps import aggregate_due, clock, set_zone
 from conftest import Database
+from read_side_rows import STANDARD_ERROR, aggregate, events, people, purge, sketch
 
 DAY = timedelta(days=1)
 TRAFFIC = 'SELECT * FROM analytics.analytics_traffic_daily ORDER BY website_id COLLATE "C", date'
 # What retention or aggregation says about a row, and not the row about its day.
-BOOKKEEPING = {"aggregated_at", "raw_purged_at", "purge_snapshot"}
-STANDARD_ERROR = 0.65 / math.sqrt(2048)
+BOOKKEEPING = {"aggregated_at", "sealed_at"}
 
 
 @pytest.fixture
 def today(now: datetime) -> datetime:
     """The start of the present day, in UTC. Events at this moment are of today and not in the future."""
     return now.replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-def events(database: Database, moment: datetime, visitors: Iterable[str], website_id: str = "site") -> None:
-    """Store one event per visitor."""
-    with database.connection.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO analytics_event (id, website_id, pathname, visitor_id, session_id, timestamp)"
-            " VALUES (gen_random_uuid(), %s, '/', %s, 'session', %s)",
-            [(website_id, visitor, moment) for visitor in visitors],
-        )
-
-
-def people(first: int, last: int) -> list[str]:
-    return [f"visitor {number}" for number in range(first, last + 1)]
-
-
-def aggregate(database: Database, *days: datetime, timezone: str = "UTC") -> None:
-    database.run(
-        "aggregate_daily_analytics/aggregate_day.sql", days=[str(day.date()) for day in days], timezone=timezone
-    )
-
-
-def purge(database: Database, today: datetime, retention_days: int) -> None:
-    """Delete the raw events that retention would today, in one batch; at least one."""
-    policy: dict[str, Any] = {
-        "moment": today,
-        "retention_days": retention_days,
-        "timezone": "UTC",
-        "batch_size": 100_000,
-    }
-    assert database.run("archive_old_analytics/prove_days.sql", **policy) == []
-    bounds = {"lo_timestamp": "-infinity", "lo_id": "", "hi_timestamp": today, "hi_id": ""}
-    assert database.run("archive_old_analytics/delete_event_batch.sql", **policy | bounds) > 0
 
 
 def traffic(database: Database, *columns: str) -> list[tuple[Any, ...]]:
@@ -67,23 +35,22 @@ def visitors(database: Database, first: date | str, last: date | str, website_id
     return int(database.value("SELECT analytics_unique_visitors(%s, %s, %s)", website_id, first, last))
 
 
-def sketch(names: Iterable[str]) -> str:
-    """The visitors' sketch by its definition: of SHA-256, 11 bits say which bit of a level, the next 23 which level."""
-    bits = set()
-    for name in names:
-        head = f"{int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]):064b}"
-        level = f"{head[11:34]}1".index("1")
-        bits.add(level * 2048 + int(head[:11], 2))
-    return "".join("1" if bit in bits else "0" for bit in range(49152))
-
-
 class TestTraffic:
-    def test_columns_are_those_of_the_stats(self, database: Database) -> None:
-        columns = (
-            "SELECT attname, format_type(atttypid, atttypmod) AS type FROM pg_attribute"
-            " WHERE attrelid = %s::regclass AND attnum > 0 ORDER BY attnum"
+    def test_columns_are_of_the_stats_and_the_users_contract_comes_first(self, database: Database) -> None:
+        query = (
+            "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
+            " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
         )
-        assert database.query(columns, "analytics_traffic_daily") == database.query(columns, "analytics_daily_stats")
+        view, stats = (
+            {row["attname"]: row["format_type"] for row in database.query(query, f"analytics.analytics_{name}")}
+            for name in ("traffic_daily", "daily_stats")
+        )
+        assert list(view.items())[:8] == list(stats.items())[:8]
+        # The sketch is of any length; the totals have what came late.
+        assert {name for name in view if view[name] != stats[name]} == {"visitor_sketch"}
+        assert stats.keys() - view.keys() == {
+            *("deleted_events", "events_hash", "edits_hash", "kept_at", "late_pageviews", "late_custom_events")
+        }
 
     def test_no_events_no_rows(self, database: Database) -> None:
         assert traffic(database) == []
@@ -91,8 +58,25 @@ class TestTraffic:
     def test_a_row_of_the_stats_is_shown_as_it_is(self, database: Database, today: datetime) -> None:
         database.event(today - DAY)
         aggregate(database, today - DAY)
-        database.event(today - DAY)  # late: the row is right again after the next aggregation
-        assert database.query(TRAFFIC) == database.query("SELECT * FROM analytics_daily_stats")
+        database.event(today - DAY)  # the row is right again after the next aggregation
+        columns = list(database.query(TRAFFIC)[0])
+        assert database.query(TRAFFIC) == database.query(f"SELECT {', '.join(columns)} FROM analytics_daily_stats")
+        assert traffic(database, "total_events") == [(1,)]
+
+    def test_totals_have_the_events_that_came_late(self, database: Database, today: datetime) -> None:
+        events(database, today - 3 * DAY, people(1, 5))
+        database.event(today - 3 * DAY, event_type="custom_event")
+        aggregate(database, today - 3 * DAY)
+        purge(database, today, retention_days=2)
+        columns = ("total_events", "total_pageviews", "total_custom_events", "unique_visitors", "top_pages")
+        before = traffic(database, *columns)
+        assert before == [(6, 5, 1, 6, [{"item": "/", "count": 5}])]
+        for event_type in ("pageview", "custom_event", "custom_event"):
+            database.event(today - 3 * DAY, visitor_id="late", pathname="/late", event_type=event_type)
+        assert traffic(database, *columns) == before
+        purge(database, today, retention_days=2)
+        assert traffic(database, *columns) == [(9, 6, 3, *before[0][3:])]
+        assert visitors(database, (today - 3 * DAY).date(), (today - 3 * DAY).date()) == 6
 
     def test_a_day_is_shown_once_and_the_same_whatever_became_of_it(self, database: Database, today: datetime) -> None:
         days = [today - n * DAY for n in range(7)]
@@ -118,16 +102,15 @@ class TestTraffic:
         purge(database, today, retention_days=4)
         assert database.value("SELECT count(*) FROM analytics_event WHERE timestamp < %s", days[4]) == 0
         assert rows() == live
-        purged = [bool(moment) for (moment,) in traffic(database, "raw_purged_at")]
+        purged = [bool(moment) for (moment,) in traffic(database, "sealed_at")]
         assert purged == [True, True, False, False, False, False, False] * 2
 
     def test_soft_deleted_events_are_not_counted(self, database: Database, today: datetime) -> None:
         database.event(today)
         database.event(today, visitor_id="gone", pathname="/gone", deleted_at=today)
         database.event(today - DAY, deleted_at=today)  # a day of nothing else has no row
-        [row] = database.query(TRAFFIC)
-        assert (row["date"], row["total_events"], row["deleted_events"]) == (today.date(), 1, 1)
-        assert (row["unique_visitors"], row["top_pages"]) == (1, [{"item": "/", "count": 1}])
+        columns = ("date", "total_events", "unique_visitors", "top_pages")
+        assert traffic(database, *columns) == [(today.date(), 1, 1, [{"item": "/", "count": 1}])]
 
     def test_days_to_come_are_not_shown(self, database: Database, today: datetime) -> None:
         database.event(today)
@@ -139,35 +122,52 @@ class TestTraffic:
         moments = [today - 3 * DAY + timedelta(hours=hour) for hour in (9.5, 10.5, 11.5)]
         for website, zone in zones.items():
             if website != "utc":
-                database.connection.execute("INSERT INTO analytics_website_policy VALUES (%s, %s)", [website, zone])
+                set_zone(database, zone, website)
             for moment in moments:
                 database.event(moment, website_id=website)
-        shown = traffic(database, "website_id", "date", "total_events", "timezone")
+        shown = traffic(database, "website_id", "date", "total_events")
         expected = {
             website: Counter(moment.astimezone(ZoneInfo(zone)).date() for moment in moments)
             for website, zone in zones.items()
         }
         assert [len(days) for days in expected.values()] == [2, 1, 2]
         assert shown == [
-            (website, day, expected[website][day], zones[website])
-            for website in sorted(zones)
-            for day in sorted(expected[website])
+            (website, day, expected[website][day]) for website in sorted(zones) for day in sorted(expected[website])
         ]
         assert {visitors(database, day, day, website) for website, day, *_ in shown} == {1}
 
-    def test_without_a_policy_the_zone_is_that_of_the_newest_row(self, database: Database, today: datetime) -> None:
-        moment = today - DAY + timedelta(hours=2)  # in New York still the day before
-        database.event(moment - 2 * DAY)
-        aggregate(database, today - 4 * DAY, today - 3 * DAY, timezone="America/New_York")
-        database.event(moment)
-        assert traffic(database, "date", "timezone")[-1] == ((today - 2 * DAY).date(), "America/New_York")
-        assert visitors(database, (today - 2 * DAY).date(), (today - 2 * DAY).date()) == 1
-        assert visitors(database, (today - DAY).date(), today.date()) == 0
+    def test_a_day_has_the_zone_that_holds_then(self, database: Database, today: datetime) -> None:
+        """The default until the website has its own: its day in between is longer."""
+        change = (today - 3 * DAY).date()
+        set_zone(database, "Asia/Tokyo")
+        set_zone(database, "America/New_York", "site", change)
+        tokyo, new_york = ZoneInfo("Asia/Tokyo"), ZoneInfo("America/New_York")
+
+        def midnight(day: date, zone: ZoneInfo) -> datetime:
+            return datetime(day.year, day.month, day.day, tzinfo=zone)
+
+        bounds = [
+            midnight(change - DAY, tokyo),
+            midnight(change, tokyo),
+            midnight(change + DAY, new_york),
+            midnight(change + 2 * DAY, new_york),
+        ]
+        microsecond = timedelta(microseconds=1)
+        for start, end in pairwise(bounds):
+            database.event(start)
+            database.event(end - microsecond, visitor_id="another")
+        live = traffic(database, "date", "starts_at", "ends_at", "total_events")
+        days = [change - DAY, change, change + DAY]
+        assert live == [(day, *between, 2) for day, between in zip(days, pairwise(bounds), strict=True)]
+        assert [visitors(database, day, day) for day in [change - 2 * DAY, *days]] == [0, 2, 2, 2]
+        aggregate_days(database, *days)
+        assert traffic(database, "date", "starts_at", "ends_at", "total_events") == live
 
     def test_aggregated_days_are_not_counted_again(self, database: Database, today: datetime) -> None:
-        events(database, today - DAY, people(1, 500))
+        events(database, today - DAY, people(1, 5000))
         aggregate(database, today - DAY)
         database.event(today)
+        database.connection.execute("ANALYZE analytics_event")
         assert rows_read(database, TRAFFIC) < 50
 
 
@@ -204,7 +204,9 @@ class TestReader:
             CREATE SCHEMA decoy;
             CREATE TABLE decoy.analytics_event AS SELECT * FROM analytics_event WHERE FALSE;
             CREATE TABLE decoy.analytics_daily_stats AS SELECT * FROM analytics_daily_stats WHERE FALSE;
-            CREATE TABLE decoy.analytics_website_policy AS SELECT 'site' AS website_id, 'Asia/Tokyo' AS timezone;
+            CREATE TABLE decoy.analytics_timezone AS
+            SELECT 'site' AS website_id, '-infinity'::date AS from_date, 'Asia/Tokyo' AS timezone;
+            CREATE FUNCTION decoy.analytics_zone(website text, day date) RETURNS text RETURN 'Asia/Tokyo';
             CREATE FUNCTION decoy.analytics_sketch_bit(hash bit(64)) RETURNS integer RETURN 0;
             GRANT USAGE ON SCHEMA decoy TO public;
             GRANT SELECT ON ALL TABLES IN SCHEMA decoy TO public
@@ -249,7 +251,7 @@ class TestUniqueVisitors:
             aggregate(database, today - 2 * DAY, today - DAY)
 
     def test_exact_in_the_websites_own_zone(self, database: Database, today: datetime) -> None:
-        database.connection.execute("INSERT INTO analytics_website_policy VALUES ('site', 'Asia/Kolkata')")
+        set_zone(database, "Asia/Kolkata", "site")
         start = today - 2 * DAY - timedelta(hours=5.5)  # of the day there
         day = (today - 2 * DAY).date()
         microsecond = timedelta(microseconds=1)
@@ -273,6 +275,19 @@ class TestUniqueVisitors:
         assert estimate == database.value("SELECT analytics_sketch_visitors(%s::bit(49152))", sketch(people(1, 4000)))
         assert estimate == pytest.approx(4000, rel=3 * STANDARD_ERROR)
         assert estimate != 4000  # else this would not tell an estimate from a count
+
+    def test_a_row_that_is_kept_has_visitors_whose_events_others_deleted(
+        self, database: Database, today: datetime
+    ) -> None:
+        for day in (3, 2):
+            events(database, today - day * DAY, people(1, 20))
+        aggregate(database, today - 3 * DAY, today - 2 * DAY)
+        database.connection.execute("DELETE FROM analytics_event WHERE timestamp < %s", [today - 2 * DAY])
+        with clock(database, today) as connection:
+            aggregate_due(database, connection)
+        assert visitors(database, (today - 3 * DAY).date(), (today - 3 * DAY).date()) == 20
+        assert visitors(database, (today - 3 * DAY).date(), today.date()) == 20
+        assert database.value("SELECT count(*) FROM analytics_daily_stats WHERE kept_at IS NOT NULL") == 1
 
     def test_a_range_of_purged_raw_and_live_days(self, database: Database, today: datetime) -> None:
         days = [today - number * DAY for number in range(6)]
@@ -326,72 +341,3 @@ class TestUniqueVisitors:
         assert database.value(question, *year) == pytest.approx(374, rel=3 * STANDARD_ERROR)
         # A few for finding the days that have raw rows, none for counting days that are not asked for.
         assert rows_read(database, question, *year) < 50
-
-
-HARD_NAMES = ["", "visitor", "C:\\new\\x41\\101", "\\\\x00", "naïve 🦊 visitor", "'quoted'", "line\nfeed"]
-# Once and for all, with the sketch of these names and 5,000 more.
-FIXED_BITS = {760, 1821, 1929, 3266, 3548, 5535, 8568}
-FIXED_SKETCH = "f9367119f53e02f6362e1f3d400d35b38b305c7cbbbb708cc803e402d6e46e8c"
-FIXED_ESTIMATE = 4967
-
-
-class TestSketch:
-    COUNT = "SELECT visitor_sketch::text FROM analytics_count_day('site', %s, %s)"
-
-    def test_a_days_sketch_is_that_of_its_visitors(self, database: Database, today: datetime) -> None:
-        names = HARD_NAMES + people(1, 500)
-        events(database, today, names)
-        events(database, today, names)
-        assert database.value(self.COUNT, today, today + DAY) == sketch(names)
-        events(database, today - DAY, names)
-        aggregate(database, today - DAY)
-        assert database.value("SELECT visitor_sketch::text FROM analytics_daily_stats") == sketch(names)
-
-    def test_the_or_of_days_is_the_sketch_of_the_union(self, database: Database, today: datetime) -> None:
-        days = [today - number * DAY for number in range(1, 5)]
-        for number, day in enumerate(days):
-            events(database, day, people(100 * number, 100 * number + 500))
-        aggregate(database, *days)
-        union = database.value("SELECT bit_or(visitor_sketch)::text FROM analytics_daily_stats")
-        assert union == database.value(self.COUNT, days[-1], today)
-        assert union == sketch(people(0, 800))
-
-    def test_sketches_are_kept_for_ever_and_so_is_their_hash(self, database: Database, today: datetime) -> None:
-        events(database, today, HARD_NAMES)
-        text = database.value(self.COUNT, today, today + DAY)
-        assert {bit for bit, value in enumerate(text) if value == "1"} == FIXED_BITS
-        events(database, today, people(1, 5000))
-        text = database.value(self.COUNT, today, today + DAY)
-        assert hashlib.sha256(text.encode()).hexdigest() == FIXED_SKETCH
-        assert database.value("SELECT analytics_sketch_visitors(%s::bit(49152))", text) == FIXED_ESTIMATE
-
-    def test_levels_halve_and_bits_are_even(self, database: Database) -> None:
-        query = """
-            SELECT analytics_sketch_bit(('x' || left(encode(sha256(n::text::bytea), 'hex'), 16))::bit(64)) AS bit
-            FROM generate_series(1, 65536) AS n
-        """
-        bits = [row["bit"] for row in database.query(query)]
-        levels = Counter(min(bit // 2048, 10) for bit in bits)
-        expected = {level: 65536 / 2 ** (level + 1) for level in range(10)} | {10: 65536 / 2**10}
-        # Eleven classes: 99.9 % of random ids stay below 29.6.
-        assert sum((levels[level] - mean) ** 2 / mean for level, mean in expected.items()) < 29.6
-        # 2048 classes of 32 ids: likewise between 1845 and 2249.
-        assert 1845 < sum((count - 32) ** 2 / 32 for count in Counter(bit % 2048 for bit in bits).values()) < 2249
-
-    @pytest.mark.parametrize(
-        ("zeros", "level"), [(0, 0), (1, 1), (10, 10), (22, 22), (23, 23), (24, 23), (53, 23)], ids=str
-    )
-    def test_the_last_level_has_what_is_left(self, database: Database, zeros: int, level: int) -> None:
-        for position in (0, 5, 2047):
-            hash_bits = f"{position:011b}{'0' * zeros}{'1' * 53}"[:64]
-            assert database.value("SELECT analytics_sketch_bit(%s::bit(64))", hash_bits) == level * 2048 + position
-
-    @pytest.mark.parametrize("count", [0, 1, 2, 100, 10_000, 200_000])
-    def test_the_estimate_is_within_three_standard_errors(self, database: Database, count: int) -> None:
-        estimate = database.value("SELECT analytics_sketch_visitors(%s::bit(49152))", sketch(people(1, count)))
-        assert estimate == pytest.approx(count, rel=3 * STANDARD_ERROR)
-        if count <= 2:
-            assert estimate == count
-
-    def test_the_estimate_of_a_full_sketch_ends(self, database: Database) -> None:
-        assert database.value("SELECT analytics_sketch_visitors(%s::bit(49152))", "1" * 49152) > 1e10

@@ -35,7 +35,7 @@ GROUPS = {
     "visitors": ("visitors",),
     "day": ("top_items",),
     "storage": ("database_size", "deleted_rows"),
-    "raw": ("raw_events",),
+    "raw": ("raw_events", "anomalies"),
 }
 Group = Literal["status", "traffic", "visitors", "day", "storage", "raw"]
 

@@ -4,8 +4,8 @@
 const AGGREGATE = "aggregate_daily_analytics", CLEANUP = "cleanup_analytics_sessions", ARCHIVE = "archive_old_analytics";
 const JOBS = { [AGGREGATE]: "Daily statistics", [CLEANUP]: "Closes idle sessions", [ARCHIVE]: "Deletes old raw data" };
 const JOB_OF_ALERT = {
-  aggregation_behind: AGGREGATE, cleanup_missing: CLEANUP,
-  retention_backlog: ARCHIVE, proof_failed: ARCHIVE, database_size: ARCHIVE,
+  aggregation_behind: AGGREGATE, rows_kept: AGGREGATE, cleanup_missing: CLEANUP,
+  retention_backlog: ARCHIVE, proof_failed: ARCHIVE, late_events: ARCHIVE, database_size: ARCHIVE,
 };
 const DAY = 86400e3;
 const WAIT = "…";
@@ -346,7 +346,8 @@ async function showDay(day) {
 
 // --- What the database holds
 
-// A panel with a number, a note, a chart and its table; `show` gives them for the rows of a query.
+// A panel with a number, a note, a chart and its table; `show` gives them for the rows of a query, and for the other
+// results of its group.
 function panel(id, title, reading, show) {
   const canvas = el("canvas", { id, role: "img" });
   const text = note("Loading …"), number = el("p", { className: "big" }), numbers = el("div", { className: "scroll" });
@@ -354,7 +355,7 @@ function panel(id, title, reading, show) {
   $("panels").append(el("section", {}, el("h2", {}, title), number, plot, text, details));
   reading.then((answer) => {
     const { rows, problem } = answer[id];
-    const content = problem ? { note: [problem] } : show(rows);
+    const content = problem ? { note: [problem] } : show(rows, answer);
     number.textContent = content.number ?? "–";
     text.replaceChildren(...content.note);
     plot.hidden = details.hidden = !content.table;
@@ -364,15 +365,20 @@ function panel(id, title, reading, show) {
   });
 }
 
-function rawEvents(rows) {
+function rawEvents(rows, { anomalies }) {
   const events = sum(rows, "events"), expired = sum(rows, "expired");
-  if (!events) return { number: "0", note: ["There is none. Look whether the application writes to analytics_event, and where search_path leads."] };
+  const odd = anomalies.problem ? [" ", anomalies.problem] : anomalies.rows.map(({ website_id: website, events }) =>
+    ` Website ${website}: ${plural(events, "event")} with a time that no calendar has; nothing counts or deletes them.`);
+  if (!events) return { number: "0", note: ["There is none. Look whether the application writes to analytics_event, and where search_path leads.", ...odd] };
   const age = (weeks) => weeks >= 104 ? "2 years or more" : `${weeks} to ${weeks + 1} weeks`;
   return {
     number: count(events),
-    note: expired
-      ? [`${count(expired)} past the cutoff of retention (hatched): the next run of `, link(jobPath(ARCHIVE), ARCHIVE), " deletes them."]
-      : ["None is past the cutoff of retention."],
+    note: [
+      ...(expired
+        ? [`${count(expired)} past the cutoff of retention (hatched): the next run of `, link(jobPath(ARCHIVE), ARCHIVE), " deletes them."]
+        : ["None is past the cutoff of retention."]),
+      ...odd,
+    ],
     table: [["Age", "Events", "Past the cutoff"], rows.map((row) => [age(row.weeks), row.events, row.expired])],
     chart: () => ({
       labels: rows.map((row) => row.weeks),

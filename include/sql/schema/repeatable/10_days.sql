@@ -187,6 +187,17 @@ DECLARE
     zone record;
     changed record;
 BEGIN
+    -- AT TIME ZONE accepts more than zones: offsets of the wrong sign, and abbreviations, which it takes before a zone of
+    -- the same name, such as CET.
+    IF
+        TG_OP <> 'DELETE' AND new.timezone <> 'UTC' AND (
+            new.timezone NOT IN (SELECT zone_name.name FROM pg_catalog.pg_timezone_names AS zone_name)
+            OR upper(new.timezone) IN (SELECT short.abbrev FROM pg_catalog.pg_timezone_abbrevs AS short)
+        )
+    THEN
+        RAISE EXCEPTION 'Time zone "%" is not known: write an IANA name such as Europe/Berlin', new.timezone
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     -- A day that is being sealed at this moment is sealed first, or sees the new zone.
     LOCK TABLE analytics_daily_stats IN SHARE ROW EXCLUSIVE MODE;
     FOR zone IN SELECT old.website_id, old.from_date WHERE TG_OP <> 'INSERT'
@@ -208,17 +219,6 @@ BEGIN
                 USING ERRCODE = 'invalid_parameter_value';
         END IF;
     END LOOP;
-    -- AT TIME ZONE accepts more than zones: offsets of the wrong sign, and abbreviations, which it takes before a zone of
-    -- the same name, such as CET.
-    IF
-        TG_OP <> 'DELETE' AND new.timezone <> 'UTC' AND (
-            new.timezone NOT IN (SELECT zone_name.name FROM pg_catalog.pg_timezone_names AS zone_name)
-            OR upper(new.timezone) IN (SELECT short.abbrev FROM pg_catalog.pg_timezone_abbrevs AS short)
-        )
-    THEN
-        RAISE EXCEPTION 'Time zone "%" is not known: write an IANA name such as Europe/Berlin', new.timezone
-            USING ERRCODE = 'invalid_parameter_value';
-    END IF;
     RETURN NULL;
 END
 $$;
