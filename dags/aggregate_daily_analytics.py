@@ -55,7 +55,10 @@ def plan_days(due, params=None, dag_run=None):
         "from": date_param("From", "First day of a range to aggregate"),
         "to": date_param("To", "Last day of a range to aggregate"),
         "recount": Param(
-            False, type="boolean", title="Recount", description="Count what is left, also where others deleted raw events"
+            False,
+            type="boolean",
+            title="Recount",
+            description="Count what is left, also where others deleted raw events",
         ),
     },
 )

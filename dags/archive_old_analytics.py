@@ -55,7 +55,9 @@ def archive_old_analytics():
     deleted = {"events": delete_event_batch.output, "sessions": delete_session_batch.output}
     result = report_result(expired, seal_again.output, list_sessions.output, deleted)
     # A backlog of years is shared out among runs that follow each other.
-    TriggerDagRunOperator.partial(task_id="continue_backlog", trigger_dag_id="archive_old_analytics").expand(conf=result)
+    TriggerDagRunOperator.partial(task_id="continue_backlog", trigger_dag_id="archive_old_analytics").expand(
+        conf=result
+    )
 
     check_database() >> start_run() >> find_expired_days >> seal_days >> aggregated >> seal_again >> plan_event_batches
     plan_event_batches >> delete_event_batch >> list_sessions >> plan_session_batches >> delete_session_batch >> result

@@ -37,7 +37,9 @@ def aggregate_due(database: Database, connection: Connection | None = None) -> l
     return days
 
 
-def set_zone(database: Database, timezone: str, website_id: str | None = None, from_date: date | str = "-infinity") -> None:
+def set_zone(
+    database: Database, timezone: str, website_id: str | None = None, from_date: date | str = "-infinity"
+) -> None:
     """Let a time zone hold from a day on, for a website or for all that have none of their own."""
     database.connection.execute(
         "INSERT INTO analytics_timezone VALUES (%s, %s, %s)"

@@ -192,6 +192,23 @@ def test_what_visitors_sent_is_shown_as_text(tab: Tab, database: Database) -> No
     assert frame.locator("img").count() == 0
 
 
+def test_events_with_a_time_that_no_calendar_has_are_named_by_website(tab: Tab, database: Database) -> None:
+    def note(frame: Frame) -> Any:
+        return frame.locator("#panels section", has=frame.get_by_role("heading", name="Raw events by age")).locator(
+            ".note"
+        )
+
+    sentence = "Website {}: {} with a time that no calendar has; nothing counts or deletes them."
+    database.event("infinity")
+    expect(note(look(tab))).to_contain_text(sentence.format("site", "1 event"))
+    for moment in ("-infinity", "0001-12-30 BC", datetime.now(UTC)):
+        database.event(moment, website_id="<b>shop</b>")
+    expect(note(look(tab))).to_have_text(
+        f"None is past the cutoff of retention. {sentence.format('<b>shop</b>', '2 events')} "
+        + sentence.format("site", "1 event")
+    )
+
+
 def test_empty_tables_say_what_to_do(tab: Tab) -> None:
     frame = look(tab)
     expect(frame.locator("#jobs")).to_contain_text("Never: unpause or trigger it")
@@ -252,6 +269,6 @@ def test_year_of_fifty_websites_loads_fast(tab: Tab, database: Database, capsys:
             if "/data/" in url:
                 print(f"  {milliseconds:6.0f} ms  {url.split('/data/')[1]}")
     total: Any = database.value(
-        "SELECT sum(total_pageviews) FROM analytics_daily_stats WHERE date > %s", TODAY - timedelta(days=365)
+        "SELECT sum(total_pageviews) FROM analytics_traffic_daily WHERE date > %s", TODAY - timedelta(days=365)
     )
     expect(tab.locator("#websites tbody tr").first).to_contain_text(f"{total:,}")

@@ -89,15 +89,6 @@ def test_a_time_zone_that_is_not_known_is_refused_with_the_same_sentence_where_a
     )
 
 
-@pytest.mark.xfail(reason="a TRUNCATE fires no trigger of rows", strict=True)
-def test_zones_of_sealed_days_are_not_truncated(database: Database) -> None:
-    set_zone(database, "Asia/Kolkata")
-    database.event("2024-01-15T12:00Z")
-    aggregate_due(database)
-    seal(database)
-    assert refusal(database, "TRUNCATE analytics_timezone")
-
-
 @pytest.mark.parametrize("website_id", [None, "site"], ids=["the default", "its own"])
 @pytest.mark.parametrize("timezones", CHAINS.values(), ids=CHAINS)
 def test_a_zone_that_changes_only_unsealed_days_makes_them_due_and_no_event_is_in_two_rows(

@@ -65,7 +65,9 @@ def report_result(
     return [dict(params)] if expired["left_days"] and not params["dry_run"] else []
 
 
-def left_sentence(unsealed: Sequence[Mapping[str, Any]], batches: Mapping[str, Sequence[Mapping[str, int]]]) -> str | None:
+def left_sentence(
+    unsealed: Sequence[Mapping[str, Any]], batches: Mapping[str, Sequence[Mapping[str, int]]]
+) -> str | None:
     """Return a sentence about what was left that should have gone, if there is anything.
 
     :param unsealed: the results of seal_days.sql: steps with days whose row does not count exactly their events.

@@ -109,4 +109,5 @@ def alert_message(alerts: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     text = "\n\n".join(
         lines[alert["state"]].format(message=alert["message"], since=alert["opened_at"][:16]) for alert in alerts
     )
-    return f"[Analytics] {what}{more}", text
+    # A website may have any name, and a subject only one line.
+    return " ".join(f"[Analytics] {what}{more}".split()), text

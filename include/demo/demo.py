@@ -222,7 +222,8 @@ def print_batches(airflow: Airflow, run_id: str) -> None:
         rows = []
         for batch in mapped["task_instances"]:
             deleted = airflow.call("GET", f"{task}/xcomEntries/return_value?map_index={batch['map_index']}")
-            rows.append((batch["rendered_map_index"], deleted["value"], f"{batch['duration']:.1f} s"))
+            count = sum(result["rows"] for result in deleted["value"])
+            rows.append((batch["rendered_map_index"], count, f"{batch['duration']:.1f} s"))
         print(f"\n    delete_{what}_batch, {mapped['total_entries']} mapped task(s)")
         if rows:
             report.table(("batch", "rows deleted", "took"), rows)

@@ -87,7 +87,10 @@ kept AS MATERIALIZED (
     CROSS JOIN
         LATERAL (
             SELECT min(event.timestamp) AS timestamp FROM analytics_event AS event
-            WHERE event.website_id = counted.website_id AND event.deleted_at IS NULL
+            WHERE
+                event.website_id = counted.website_id
+                AND event.timestamp >= analytics_day_start(counted.website_id, '0001-01-01')
+                AND event.deleted_at IS NULL
         ) AS oldest_event
     CROSS JOIN
         LATERAL (

@@ -38,6 +38,7 @@ due AS (
         stats.sealed_at IS NULL
         AND stats.kept_at IS NULL
         AND stats.total_events > 0
+        AND stats.ends_at <= now()
         AND event_day.date IS NULL
 )
 

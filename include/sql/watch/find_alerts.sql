@@ -15,7 +15,8 @@ WITH website AS MATERIALIZED (
     FROM analytics_websites() AS website (website_id)
     LEFT JOIN LATERAL (
         SELECT stats.ends_at FROM analytics_daily_stats AS stats
-        WHERE stats.website_id = website.website_id
+        -- A clock that was ahead may have let days be counted that are still to come.
+        WHERE stats.website_id = website.website_id AND stats.ends_at <= now()
         ORDER BY stats.date DESC LIMIT 1
     ) AS newest ON TRUE
 ),
@@ -121,7 +122,7 @@ last_run AS (
     ORDER BY run.job ASC, run.started_at DESC
 ),
 
-current_alert (condition, subject, message) AS MATERIALIZED (
+found_alert (condition, subject, message) AS (
     SELECT
         'aggregation_behind',
         waiting.website_id,
@@ -236,6 +237,15 @@ current_alert (condition, subject, message) AS MATERIALIZED (
     -- A few always come late.
     WHERE run.late_events > 10 AND run.started_at > now() - interval '23 hours'
     HAVING count(*) > 0
+),
+
+current_alert AS MATERIALIZED (
+    SELECT
+        condition,
+        message,
+        -- An index entry has an end, and the name of a website may not.
+        CASE WHEN length(subject) > 500 THEN left(subject, 468) || md5(subject) ELSE subject END AS subject
+    FROM found_alert
 ),
 
 open_alert AS (

@@ -198,11 +198,13 @@ BEGIN
         RAISE EXCEPTION 'Time zone "%" is not known: write an IANA name such as Europe/Berlin', new.timezone
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    -- A day that is being sealed at this moment is sealed first, or sees the new zone.
-    LOCK TABLE analytics_daily_stats IN SHARE ROW EXCLUSIVE MODE;
     FOR zone IN SELECT old.website_id, old.from_date WHERE TG_OP <> 'INSERT'
         UNION ALL SELECT new.website_id, new.from_date WHERE TG_OP <> 'DELETE'
     LOOP
+        -- A day that is being sealed at this moment is sealed first, or sees the new zone.
+        IF zone.from_date <= (now() AT TIME ZONE 'UTC')::date THEN
+            LOCK TABLE analytics_daily_stats IN SHARE ROW EXCLUSIVE MODE;
+        END IF;
         SELECT stats.website_id, stats.date INTO changed
         FROM analytics_daily_stats AS stats
         WHERE

@@ -61,7 +61,8 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
         + 2048 * (position(B'1' IN substring(hash FROM 12 FOR 23) || B'1') - 1)
 $$;
 
--- The statistics of a website in [from_instant, to_instant): the columns of analytics_daily_stats; one row.
+-- The statistics of a website in [from_instant, to_instant): the columns of analytics_daily_stats; one row. Of an item
+-- its first 2048 characters are kept: more than any address has, and far less than what fits into a jsonb value.
 CREATE OR REPLACE FUNCTION analytics_count_day(website text, from_instant timestamptz, to_instant timestamptz)
 RETURNS TABLE (
     total_pageviews bigint,
@@ -151,7 +152,7 @@ BEGIN
         coalesce((
             SELECT
                 jsonb_agg(
-                    jsonb_build_object('item', page.item, 'count', page.pageviews)
+                    jsonb_build_object('item', left(page.item, 2048), 'count', page.pageviews)
                     ORDER BY page.pageviews DESC, page.item COLLATE "C" ASC
                 )
             FROM page
@@ -159,7 +160,7 @@ BEGIN
         coalesce((
             SELECT
                 jsonb_agg(
-                    jsonb_build_object('item', referrer.item, 'count', referrer.pageviews)
+                    jsonb_build_object('item', left(referrer.item, 2048), 'count', referrer.pageviews)
                     ORDER BY referrer.pageviews DESC, referrer.item COLLATE "C" ASC
                 )
             FROM referrer
