@@ -192,16 +192,21 @@ class Statistics:
     def due_days(self) -> list[date]:
         """The days that have no row, and are over, and those whose row shows that it is not right any more."""
         due, days = set(), self.raw_days()
-        # A row that counts nothing of a day without events is as good as none.
-        for key in days.keys() | {key for key, row in self.rows.items() if row.total}:
+        for key in days.keys() | self.rows.keys():
             row, found = self.rows.get(key), self.count(*key)
+            # What is yet to come is not looked at.
+            has_events = any(event.timestamp < self.now for event in days.get(key, []))
             if row is None:
                 is_due = found.total > 0 and found.interval.ends_at <= self.now
+            elif row.sealed_at:
+                is_due = False
             elif row.kept_at:
-                is_due = self.live(key[0], row) >= row.total
-            else:
+                is_due = has_events and self.live(key[0], row) >= row.total
+            elif has_events:
                 is_due = row.signs() != found.signs()
-            if is_due and not (row and row.sealed_at):
+            else:
+                is_due = row.total > 0 and row.interval.ends_at <= self.now
+            if is_due:
                 due.add(key[1])
         return sorted(due)
 

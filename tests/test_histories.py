@@ -9,6 +9,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, wait
 from datetime import date
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from conftest import BACKGROUND, LOGIN, Database
 from history_application import INDEXES, OPERATIONS, RUN, Application, is_free, operation
 from history_drafts import ZONE_NAMES
 from history_model import DAY, Event
-from history_retention import Batch, Model, Purge
+from history_retention import Batch, Model, Purge, Sealing
 from web_analytics.days import days_to_aggregate, tasks_for
 
 HISTORIES = int(os.environ.get("HISTORIES", "250"))
@@ -76,6 +77,7 @@ class History(Application):
         self.slow = slow
         self.runs: dict[int, Generator[None, None, Any]] = {}
         self.numbers: list[tuple[str, int]] = []
+        self.result: Future[Any] | None = None
         self.finish: Callable[[], None] = lambda: None
 
     # What the jobs do.
@@ -104,7 +106,16 @@ class History(Application):
 
     @operation(retention_days=RETENTION_DAYS, by_day=st.booleans(), backwards=st.booleans())
     def retain(self, retention_days: int, by_day: bool, backwards: bool) -> None:
-        complete(self.retention(retention_days, by_day, backwards))
+        """An undisturbed run: all that has expired goes, and nothing else."""
+        model = self.model
+        expired = {event.id for events in model.expired_days(retention_days).values() for event in events}
+        left = model.events.keys() - expired
+        assert complete(self.retention(retention_days, by_day, backwards)) == []
+        assert model.events.keys() == left
+        for name, session in model.sessions.items():
+            assert not model.session_may_go(session, retention_days), f"left: {name} {session}"
+        for batch in model.batches.values():
+            assert not any(model.may_go(model.events[name], retention_days) for name in batch.names), f"left: {batch}"
 
     @operation(retention_days=RETENTION_DAYS)
     def try_retention(self, retention_days: int) -> None:
@@ -146,7 +157,7 @@ class History(Application):
         )
         self.execute("SELECT pg_advisory_lock(1)")
         folder = RETENTION if seals else AGGREGATION
-        result = BACKGROUND.submit(self.database.run, f"{folder}/{file}.sql", self.slow, **parameters)
+        result = self.result = BACKGROUND.submit(self.database.run, f"{folder}/{file}.sql", self.slow, **parameters)
         waits = "SELECT wait_event_type IS NOT DISTINCT FROM 'Lock' AS it FROM pg_stat_activity WHERE pid = %s"
         while not result.done() and not self.database.value(waits, self.slow.info.backend_pid):
             pass
@@ -155,7 +166,10 @@ class History(Application):
             self.is_busy = False
             self.execute("SELECT pg_advisory_unlock(1)")
             if seals:
-                self.check_sealed(result.result()[-1]["result"], days[0], days[-1], retention_days, shown)
+                step = days[0], days[-1], retention_days, BATCH_SIZE
+                sealing = shown.seal(*step, self.model)
+                self.check_sealed(result.result()[-1]["result"], sealing, shown)
+                self.seen["day left to another run"] += len(sealing.inexact - shown.seal(*step).inexact)
                 self.seen["sealed slowly"] += 1
                 return
             try:
@@ -255,29 +269,22 @@ class History(Application):
 
     def seal(self, first_day: date, last_day: date, retention_days: int, dry_run: bool = False) -> Any:
         """Seal days and list their events; return what is said about days that are counted wrongly."""
-        problem = self.sql(RETENTION, "seal_days", self.step(first_day, last_day, retention_days, dry_run))["result"]
-        if dry_run:
-            self.check()
-        else:
-            self.check_sealed(problem, first_day, last_day, retention_days)
+        step = self.step(first_day, last_day, retention_days, dry_run)
+        problem = self.sql(RETENTION, "seal_days", step)["result"]
+        sealing = self.model.seal(first_day, last_day, retention_days, BATCH_SIZE)
+        self.check_sealed(problem, sealing, self.model, dry_run)
         return problem
 
-    def check_sealed(
-        self, problem: Any, first_day: date, last_day: date, retention_days: int, shown: Model | None = None
-    ) -> None:
-        """Check what a statement sealed and listed that saw `shown`, or what is there now."""
-        present = self.model if shown else None
-        shown = shown or self.model
-        step = first_day, last_day, retention_days, BATCH_SIZE
-        sealing = shown.seal(*step, present)
-        self.seen["day left to another run"] += len(sealing.inexact - shown.seal(*step).inexact)
+    def check_sealed(self, problem: Any, sealing: Sealing, shown: Model, dry_run: bool = False) -> None:
+        """Check what a statement has said, sealed and listed to which `shown` was shown."""
         told = (problem["count"], problem["days"]) if problem else (0, [])
         assert told == (len(sealing.inexact), sorted({str(day) for _, day in sealing.inexact}))
         for key in sealing.inexact & shown.rows.keys():
             is_silent = shown.rows[key].signs() == shown.count(*key).signs()
             self.seen["edited without a sign, and counted before it was sealed"] += is_silent
-        self.model.apply(sealing, shown)
-        self.check(sealing.batches)
+        if not dry_run:
+            self.model.apply(sealing, shown)
+        self.check([] if dry_run else sealing.batches)
 
     def plan_batches(self, kind: str, retention_days: int, dry_run: bool) -> list[int]:
         """The numbers of the batches of all tasks."""
@@ -363,6 +370,7 @@ class History(Application):
         finally:
             self.writer.rollback()
             self.execute("SELECT pg_advisory_unlock_all()")
+            wait([self.result] if self.result else [])
 
     def check_end(self) -> None:
         """Let every job run once, undisturbed: nothing is left to do, and nothing that had to stay is gone."""
@@ -372,19 +380,11 @@ class History(Application):
             self.finish()
         self.aggregate()
         self.clean_up(batch_size=1000)
-        model, retention_days = self.model, 3
-        expired = {event.id for events in model.expired_days(retention_days).values() for event in events}
-        left = model.events.keys() - expired
-        assert complete(self.retention(retention_days)) == []
-        assert model.events.keys() == left
+        self.retain(retention_days=3, by_day=False, backwards=False)
         assert self.due_days() == []
-        for name, session in model.sessions.items():
-            assert not model.session_may_go(session, retention_days), f"left: {name} {session}"
-        for batch in model.batches.values():
-            assert not any(model.may_go(model.events[name], retention_days) for name in batch.names), f"left: {batch}"
         # What people ask for: the days that have no row as well.
-        live = [model.count(*key) for key in model.raw_days().keys() - model.rows.keys()]
-        rows = [*model.rows.values(), *live]
+        rows = [*self.model.rows.values()]
+        rows += [self.model.count(*key) for key in self.model.raw_days().keys() - self.model.rows.keys()]
         assert self.database.query(TRAFFIC) == [
             {
                 "pageviews": sum(row.counts["total_pageviews"] + row.late_pageviews for row in rows),

@@ -375,8 +375,12 @@ class TestKill:
 
     def test_no_statement_is_started_after_it(self, numbers: Database) -> None:
         operator, context = prepare(BATCH, parameters={"size": 2, "done": 0}, pause=0.5)
-        timer = threading.Timer(0, lambda: (numbers.wait_until("SELECT count(*) = 8 FROM number"), operator.on_kill()))
-        timer.start()
+
+        def kill() -> None:
+            numbers.wait_until("SELECT count(*) = 8 FROM number")
+            operator.on_kill()
+
+        threading.Thread(target=kill).start()
         with pytest.raises(AirflowException, match="killed between two statements"):
             operator.execute(context)
         assert left_over(numbers) == [3, 4, 5, 6, 7, 8, 9, 10]

@@ -32,9 +32,9 @@ NAME = ("site", "2024-02-29")
 STEP = POLICY | {"first_day": "2024-02-29", "last_day": "2024-02-29"}
 ONE_DAY = {"days": ["2024-02-29"], "label": "2024-02-29", "recount": False}
 REPEATABLE_READ = "repeatable read"
-INSERT = """
+LATE = """
     INSERT INTO analytics_event (id, website_id, pathname, visitor_id, session_id, timestamp)
-    VALUES (%s, 'site', '/', 'v', 's', '2024-02-29T12:00Z')
+    VALUES ('late', 'site', '/', 'v', 's', '2024-02-29T12:00Z')
 """
 
 
@@ -83,11 +83,24 @@ class TestAtTheSameMoment:
         run.seal()
         assert (late(counted), listed(counted)) == ({NAME: 2}, {"event": 2})
 
-    def test_a_seal_that_waits_for_an_aggregation_leaves_the_day(self, counted: Database, run: Retention) -> None:
-        counted.event(OLD, id="late")
+    @pytest.mark.parametrize(
+        ("change", "back"),
+        [
+            (LATE, "DELETE FROM analytics_event WHERE id = 'late'"),
+            (
+                "UPDATE analytics_event SET id = 'other' WHERE id = '1'",
+                "UPDATE analytics_event SET id = '1' WHERE id = 'other'",
+            ),
+        ],
+        ids=["one more", "another one"],
+    )
+    def test_a_seal_that_waits_for_an_aggregation_leaves_the_day(
+        self, counted: Database, run: Retention, change: str, back: str
+    ) -> None:
+        counted.connection.execute(change.encode())
         with counted.connect(LOGIN) as aggregation, aggregation.transaction():
             counted.run(AGGREGATE, aggregation, **ONE_DAY)
-            counted.connection.execute("DELETE FROM analytics_event WHERE id = 'late'")
+            counted.connection.execute(back.encode())
             # Its snapshot shows the events, and the row that counts just them.
             seal = run.start(SEAL, **STEP)
         assert seal.result(timeout=10)[0]["result"]["days"] == ["2024-02-29"]
@@ -125,7 +138,7 @@ class TestAtTheSameMoment:
     ) -> None:
         with counted.connect() as application:
             with application.transaction(), application.transaction():
-                application.execute(INSERT, ["late"])
+                application.execute(LATE.encode())
                 run.seal()
                 tasks = run.plan()
             assert (run.delete(tasks), ids(counted)) == ([2], {"late"})

@@ -339,3 +339,16 @@ class TestRetentionOfKeptRows:
         assert states(three_days) == [(10, False), (10, False), (8, False)]
         assert states(three_days, "other") == [(1, False)]
         assert ids(three_days) == {"young"}
+
+
+def test_an_event_that_comes_for_a_kept_day_does_not_lower_the_day_after(database: Database) -> None:
+    for day in (13, 14, 15):
+        for hour in range(10):
+            database.event(f"2024-01-{day}T{hour:02}:00Z")
+    aggregate_due(database)
+    for day in (13, 14):
+        database.query("DELETE FROM analytics_event WHERE timestamp < %s RETURNING id", f"2024-01-{day + 1}T00:00Z")
+        aggregate_due(database)
+        database.event("2024-01-13T12:00Z")
+    counts = database.query("SELECT total_events FROM analytics_daily_stats ORDER BY date")
+    assert [row["total_events"] for row in counts] == [10, 10, 10]

@@ -3,9 +3,9 @@
 -- Result: one row: log.
 -- A day that is not over and has no row is left for a later run. A sealed row stays as it is.
 -- Where fewer events are there than a row counts, and they were not soft-deleted, somebody deleted or moved them. If an
--- older day still has at least a tenth of the events that its row counts (or if none was counted, any event), that was
--- a correction, and what is there is counted. Else they may be missing because another retention job deletes from the
--- old end: the row is kept, unless recount is true.
+-- older day still has at least a tenth of the events that its row counts (half, if that row is sealed or kept; any
+-- event, if no older day was counted), that was a correction, and what is there is counted. Else they may be missing
+-- because another retention job deletes from the old end: the row is kept, unless recount is true.
 -- Runs in REPEATABLE READ: of two runs of a day at the same moment, one fails and is tried again.
 WITH website AS (
     SELECT website.website_id FROM analytics_websites() AS website (website_id)
@@ -96,12 +96,16 @@ kept AS MATERIALIZED (
         LATERAL (
             SELECT
                 count(*) AS days,
-                -- A few events may have come for an older day after all of it was deleted.
+                -- A few events may have come for an older day after all of it was deleted, above all where that has
+                -- happened.
                 bool_or(
                     CASE
                         WHEN stats.ends_at > oldest_event.timestamp
                             THEN (
-                                SELECT sign.total_events * 10 >= stats.total_events
+                                SELECT
+                                    sign.total_events
+                                    * CASE WHEN coalesce(stats.sealed_at, stats.kept_at) IS NULL THEN 10 ELSE 2 END
+                                    >= stats.total_events
                                 FROM analytics_signs(stats.website_id, stats.starts_at, stats.ends_at) AS sign
                             )
                     END
