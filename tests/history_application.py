@@ -112,7 +112,6 @@ class Application(RuleBasedStateMachine):
         for name, timestamp in absurd.items():
             self.database.event(timestamp, SITES[0], id=name)
             self.absurd.add(name)
-            self.model.ancient.add(SITES[0])
 
     # Events.
 
@@ -206,7 +205,6 @@ class Application(RuleBasedStateMachine):
             if event.timestamp < before and not event.is_deleted:
                 self.backup[event.id] = self.model.events.pop(event.id)
         self.absurd -= ANCIENT
-        self.model.ancient.clear()
 
     @operation(lambda self: self.backup)
     def restore_backup(self) -> None:

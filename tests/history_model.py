@@ -114,8 +114,6 @@ class Statistics:
     events: dict[str, Event] = field(default_factory=dict)
     sessions: dict[str, Session] = field(default_factory=dict)
     rows: dict[Key, Row] = field(default_factory=dict)
-    ancient: set[str] = field(default_factory=set)
-    """Websites with an event before all days."""
 
     # Days.
 
@@ -223,9 +221,11 @@ class Statistics:
             return False
         older = [other for (name, past), other in self.rows.items() if name == website and past < day and other.total]
         if older:
-            return not any(self.live(website, other) * 10 >= other.total for other in older)
+            # Where events were deleted before, those that came later may be more.
+            shares = [(other, 2 if other.sealed_at or other.kept_at else 10) for other in older]
+            return not any(self.live(website, other) * share >= other.total for other, share in shares)
         starts_at = self.interval(website, day).starts_at
-        return website not in self.ancient and not any(
+        return not any(
             event.website_id == website and event.timestamp < starts_at and not event.is_deleted
             for event in self.events.values()
         )

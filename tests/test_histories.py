@@ -183,6 +183,8 @@ class History(Application):
             self.check()
 
         self.is_busy, self.finish = True, finish
+        if result.done():  # there was no event to wait at
+            finish()
 
     @operation(lambda self: self.is_busy)
     def finish_slow_statement(self) -> None:

@@ -125,6 +125,13 @@ LANGUAGE plpgsql STABLE ROWS 100 SET jit = off AS $$
 DECLARE
     live_event timestamptz;
     deleted_event timestamptz := '-infinity';
+    instant timestamptz;
+    -- The zone of all days of the website, where there is but one.
+    zone text := (
+        SELECT max(stored.timezone) FROM analytics_timezone AS stored
+        WHERE stored.website_id = website OR stored.website_id IS NULL
+        HAVING count(*) = 1 AND max(stored.from_date) = '-infinity'
+    );
 BEGIN
     ends_at := greatest(from_instant, analytics_day_start(website, '0001-01-01'));
     before := least(before, analytics_day_start(website, '10000-01-01'));
@@ -148,8 +155,15 @@ BEGIN
             );
         END IF;
         EXIT WHEN live_event IS NULL AND deleted_event IS NULL;
-        SELECT day.* INTO date, starts_at, ends_at
-        FROM analytics_day(website, least(live_event, deleted_event)) AS day;
+        instant := least(live_event, deleted_event);
+        IF zone IS NOT NULL THEN
+            date := (instant AT TIME ZONE zone)::date;
+            starts_at := analytics_midnight(date, zone);
+            ends_at := analytics_midnight(date + 1, zone);
+        END IF;
+        IF zone IS NULL OR instant < starts_at OR instant >= ends_at THEN
+            SELECT day.* INTO date, starts_at, ends_at FROM analytics_day(website, instant) AS day;
+        END IF;
         RETURN NEXT;
     END LOOP;
 END
