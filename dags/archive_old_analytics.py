@@ -46,7 +46,7 @@ def archive_old_analytics():
     seal_days = seal("seal_days", expired["steps"])
     aggregated = aggregate_day(seal_days.output)
     # What could not be aggregated is left alone; everything else goes.
-    seal_again = seal("seal_again", seal_days.output, trigger_rule="all_done")
+    seal_again = seal("seal_again", seal_days.output, trigger_rule="all_done_min_one_success")
     plan_event_batches = sql("plan_event_batches", "plan_batches", parameters={"kind": "event"})
     delete_event_batch = delete_batch("event", plan_event_batches)
     list_sessions = sql("list_sessions", parameters={"after": None})

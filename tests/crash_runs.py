@@ -63,8 +63,11 @@ TABLES = {
         FROM analytics_purge_batch ORDER BY kind, first_at, ids
     """,
     "analytics_timezone": "website_id, from_date::text, timezone FROM analytics_timezone ORDER BY website_id, from_date",
-    # A batch whose deletion was committed and not answered has deleted nothing at its next try.
-    "analytics_job_run": "job, outcome, late_events, unsealed_days FROM analytics_job_run ORDER BY job",
+    # Not the rows deleted: a batch whose deletion was committed and not answered deletes nothing at its next try.
+    "analytics_job_run": """
+        job, bool_and(outcome = 'success') AS succeeded, sum(late_events) AS late_events, sum(unsealed_days) AS unsealed
+        FROM analytics_job_run GROUP BY job ORDER BY job
+    """,
 }
 
 Tables = dict[str, list[dict[str, Any]]]
