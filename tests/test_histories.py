@@ -25,7 +25,7 @@ from history_model import DAY, Event
 from history_retention import Batch, Model, Purge, Sealing
 from web_analytics.days import days_to_aggregate, tasks_for
 
-HISTORIES = int(os.environ.get("HISTORIES", "250"))
+HISTORIES = int(os.environ.get("HISTORIES", "60"))
 STEPS = 50
 BATCH_SIZE = 3
 SLOW = "slow_jobs"

@@ -1,23 +1,19 @@
-"""PostgresOperator against a real server: what a statement says, loops, settings, errors, kills and restarts."""
+"""PostgresOperator against a real server: settings, what a statement says, loops, errors."""
 
 import os
 import re
-import shutil
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException
 
 import postgres
-from conftest import ROOT, Database
-from web_analytics.postgres import LOG_LINES, REPEATABLE_READ, PostgresOperator, SessionPostgresHook
+from conftest import Database
+from operator_steps import execute
+from web_analytics.postgres import LOG_LINES, REPEATABLE_READ, SessionPostgresHook
 
 # Deletes a batch of the smallest numbers, and goes on until there was none.
 BATCH = """
@@ -37,29 +33,6 @@ WITH gone AS (DELETE FROM number WHERE n BETWEEN %(first)s AND %(last)s RETURNIN
 SELECT json_build_object(%(name)s::text, count(*)) AS result, 'line ' || %(first)s::text AS log
 FROM gone HAVING count(*) > 0
 """
-
-
-def prepare(
-    sql: str, map_index: int = -1, left: dict[str, str] | None = None, **kwargs: Any
-) -> tuple[PostgresOperator, Any]:
-    """Return the operator as a task process has it, with its fields rendered, and the context to execute it in.
-
-    :param left: gets the XComs that the operator leaves beside its result.
-    """
-    operator = PostgresOperator(task_id="task", sql=sql, **kwargs)
-    xcoms = {} if left is None else left
-    ti = SimpleNamespace(
-        dag_id="dag", task_id="task", map_index=map_index, xcom_push=lambda key, value: xcoms.update({key: value})
-    )
-    context: Any = {"ti": ti, "params": {}}
-    operator.render_template_fields(context)
-    return operator, context
-
-
-def execute(sql: str, **kwargs: Any) -> Any:
-    """Run the operator as a task process does."""
-    operator, context = prepare(sql, **kwargs)
-    return operator.execute(context)
 
 
 @pytest.fixture
@@ -90,15 +63,6 @@ class Log:
 def log(capsys: pytest.CaptureFixture[str]) -> Log:
     """The log of the operator."""
     return Log(capsys)
-
-
-def wait_for_statement(database: Database, active: bool, seconds: float) -> None:
-    """Wait until the sleeping statement runs on the server, or does no more."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%%' AND state = 'active'"
-    deadline = time.monotonic() + seconds
-    while bool(database.value(query)) != active:
-        assert time.monotonic() < deadline, f"statement still {'missing' if active else 'running'} after {seconds} s"
-        time.sleep(0.05)
 
 
 def test_session_settings_win_over_the_connections_own(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,73 +316,3 @@ def test_the_connections_own_limits_win_over_ours(database: Database, monkeypatc
     with SessionPostgresHook(postgres_conn_id="analytics_db", session_settings={"jit": "off"}).get_conn() as connection:
         parameters = connection.info.get_parameters()
     assert (parameters["keepalives_idle"], parameters["connect_timeout"]) == ("7", "10")
-
-
-class TestKill:
-    def test_it_cancels_the_statement_on_the_server(self, database: Database) -> None:
-        operator, context = prepare("SELECT pg_sleep(60)")
-        raised: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                operator.execute(context)
-            except psycopg.errors.QueryCanceled as error:
-                raised.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        wait_for_statement(database, active=True, seconds=10)
-        operator.on_kill()
-        thread.join(timeout=5)
-        assert raised
-        wait_for_statement(database, active=False, seconds=5)
-
-    def test_no_statement_is_started_after_it(self, numbers: Database) -> None:
-        operator, context = prepare(BATCH, parameters={"size": 2, "done": 0}, pause=0.5)
-
-        def kill() -> None:
-            numbers.wait_until("SELECT count(*) = 8 FROM number")
-            operator.on_kill()
-
-        threading.Thread(target=kill).start()
-        with pytest.raises(AirflowException, match="killed between two statements"):
-            operator.execute(context)
-        assert left_over(numbers) == [3, 4, 5, 6, 7, 8, 9, 10]
-
-    def test_a_killed_process_leaves_no_statement_behind(self, database: Database) -> None:
-        script = (
-            "from types import SimpleNamespace\n"
-            "from web_analytics.postgres import PostgresOperator\n"
-            "context = {'ti': SimpleNamespace(dag_id='dag', task_id='task', map_index=-1)}\n"
-            "operator = PostgresOperator(task_id='task', sql='SELECT pg_sleep(120)')\n"
-            "operator.render_template_fields(context)\n"
-            "operator.execute(context)\n"
-        )
-        environment = os.environ | {"PYTHONPATH": str(ROOT / "dags")}
-        process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.DEVNULL)
-        try:
-            wait_for_statement(database, active=True, seconds=60)
-        finally:
-            process.kill()
-            process.wait()
-        # client_connection_check_interval is 5 s.
-        wait_for_statement(database, active=False, seconds=15)
-
-    def test_a_server_that_crashes_under_the_statement_is_a_passing_error(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        own = postgres.start(tmp_path, "-c fsync=off")
-        try:
-            monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_DB", own.dsn().replace("postgresql", "postgres", 1))
-            with psycopg.connect(own.dsn(), autocommit=True) as connection:
-                connection.execute("CREATE TABLE number AS SELECT n FROM generate_series(1, 10) AS n")
-            crash = threading.Timer(1, own.restart, ["immediate"])
-            crash.start()
-            with pytest.raises(psycopg.OperationalError):
-                execute("WITH gone AS (DELETE FROM number RETURNING n) SELECT pg_sleep(60) FROM gone LIMIT 1")
-            crash.join()
-            gone = "WITH gone AS (DELETE FROM number RETURNING n) SELECT count(*) AS result FROM gone"
-            assert execute(gone) == 10
-        finally:
-            own.stop("immediate")
-            shutil.rmtree(own.home)

@@ -6,7 +6,9 @@
 WITH website AS MATERIALIZED (
     SELECT
         name.website_id,
-        analytics_cutoff(name.website_id, %(retention_days)s::int) AS cutoff
+        analytics_cutoff(name.website_id, %(retention_days)s::int) AS cutoff,
+        -- What is before has a time that no calendar has, and stays.
+        analytics_day_start(name.website_id, '0001-01-01') AS first_instant
     FROM analytics_websites() AS name (website_id)
 ),
 
@@ -38,6 +40,7 @@ SELECT
             event.timestamp >= week.starts_at
             AND event.timestamp < least(week.ends_at, (SELECT max(newest.cutoff) FROM website AS newest))
             AND event.timestamp < website.cutoff
+            AND event.timestamp >= website.first_instant
     ) AS expired
 FROM week
 ORDER BY week.weeks;

@@ -8,7 +8,7 @@ WITH traffic AS MATERIALIZED (
     SELECT
         stats.website_id,
         stats.date,
-        stats.total_pageviews,
+        stats.total_pageviews + stats.late_pageviews AS total_pageviews,
         stats.unique_visitors,
         stats.unique_sessions,
         FALSE AS is_live
