@@ -210,6 +210,8 @@ class Statistics:
 
     def must_keep(self, website: str, day: date, row: Row) -> bool:
         """Whether events of a row are gone, and not by a correction, as other events of the time before are there."""
+        if row.interval != self.interval(website, day):
+            return False
         events = self.events_in(website, row.interval)
         live = sum(not event.is_deleted for event in events)
         if row.kept_at:

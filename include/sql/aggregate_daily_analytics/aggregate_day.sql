@@ -62,15 +62,12 @@ counted AS MATERIALIZED (
         seen.row_events,
         CASE
             WHEN NOT seen.has_row OR %(recount)s::boolean THEN FALSE
-            WHEN (seen.row_starts_at, seen.row_ends_at) = (seen.starts_at, seen.ends_at)
-                THEN
-                    seen.row_events - day_total.total_events
-                    > greatest(day_total.deleted_events - seen.row_deleted_events, 0)
-            -- The day had other bounds when its row was counted.
-            ELSE (
-                SELECT seen.row_events - sign.total_events > greatest(sign.deleted_events - seen.row_deleted_events, 0)
-                FROM analytics_signs(seen.website_id, seen.row_starts_at, seen.row_ends_at) AS sign
-            )
+            -- What is kept has the bounds of its day, and nothing of it is in another day's row.
+            WHEN (seen.row_starts_at, seen.row_ends_at) <> (seen.starts_at, seen.ends_at) THEN FALSE
+            WHEN seen.is_kept THEN day_total.total_events < seen.row_events
+            ELSE
+                seen.row_events - day_total.total_events
+                > greatest(day_total.deleted_events - seen.row_deleted_events, 0)
         END AS has_vanished
     FROM seen
     LEFT JOIN LATERAL (

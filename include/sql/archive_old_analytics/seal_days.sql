@@ -36,6 +36,8 @@ WITH day AS MATERIALIZED (
 
 on_list AS MATERIALIZED (
     SELECT
+        batch.first_at,
+        batch.last_at,
         batch.ids,
         batch.deleted_ids
     FROM analytics_purge_batch AS batch
@@ -45,17 +47,29 @@ on_list AS MATERIALIZED (
         AND batch.first_at < (SELECT max(day.ends_at) FROM day)
 ),
 
--- A soft-deleted event on the list that was restored is listed anew, as a live one.
+-- A soft-deleted event on the list that was restored is listed anew, as a live one; so is one that was moved away from
+-- its batch, which lets it go.
 listed AS MATERIALIZED (
     SELECT
-        unnest(on_list.ids) AS id,
-        TRUE AS is_live
-    FROM on_list
-    UNION ALL
-    SELECT
-        unnest(on_list.deleted_ids) AS id,
-        FALSE AS is_live
-    FROM on_list
+        name.id,
+        name.is_live
+    FROM (
+        SELECT
+            unnest(on_list.ids) AS id,
+            on_list.first_at,
+            on_list.last_at,
+            TRUE AS is_live
+        FROM on_list
+        UNION ALL
+        SELECT
+            unnest(on_list.deleted_ids) AS id,
+            on_list.first_at,
+            on_list.last_at,
+            FALSE AS is_live
+        FROM on_list
+    ) AS name
+    INNER JOIN analytics_event AS event
+        ON name.id = event.id AND event.timestamp BETWEEN name.first_at AND name.last_at
 ),
 
 -- Subqueries with IN here and below are hashed, whatever the planner thinks of their size; joins might be nested loops.
