@@ -227,41 +227,41 @@ written AS (
 ),
 
 -- A day that another run has sealed or counted at this moment is looked at again.
-remark AS (
+decided AS (
     SELECT
-        verdict.date,
+        verdict.*,
         verdict.outcome = 'inexact' OR verdict.outcome IN ('exact', 'kept') AND NOT %(dry_run)s::boolean
         AND (verdict.website_id, verdict.date) NOT IN (SELECT
             sealed.website_id,
             sealed.date
-        FROM sealed) AS is_left,
+        FROM sealed) AS is_left
+    FROM verdict
+),
+
+remark AS (
+    SELECT
+        decided.date,
+        decided.is_left,
         format(
             '%%s %%s (%%s)',
-            verdict.website_id,
-            to_char(verdict.date, 'YYYY-MM-DD'),
-            CASE verdict.outcome
+            decided.website_id,
+            to_char(decided.date, 'YYYY-MM-DD'),
+            CASE decided.outcome
                 WHEN 'late'
                     THEN format(
                         '%%s event(s) came after its stats were sealed and are counted as late',
-                        verdict.new_pageviews + verdict.new_custom_events
+                        decided.new_pageviews + decided.new_custom_events
                     )
-                WHEN 'kept' THEN format('sealed as it is: %%s counted, %%s left', verdict.total_events, verdict.events)
+                WHEN 'kept' THEN format('sealed as it is: %%s counted, %%s left', decided.total_events, decided.events)
                 ELSE
                     format(
-                        '%%s event(s), %%s', verdict.events, coalesce('stats of ' || verdict.total_events, 'no stats')
+                        '%%s event(s), %%s', decided.events, coalesce('stats of ' || decided.total_events, 'no stats')
                     )
             END
         ) AS text,
-        row_number() OVER (PARTITION BY verdict.outcome ORDER BY verdict.date, verdict.website_id) AS number
-    FROM verdict
-    WHERE
-        verdict.outcome IN ('kept', 'inexact', 'late')
-        OR verdict.outcome = 'exact'
-        AND (verdict.website_id, verdict.date) NOT IN (SELECT
-            sealed.website_id,
-            sealed.date
-        FROM sealed)
-        AND NOT %(dry_run)s::boolean
+        row_number() OVER (PARTITION BY decided.outcome ORDER BY decided.date, decided.website_id) AS number
+    FROM decided
+    WHERE decided.is_left OR decided.outcome IN ('kept', 'late')
 )
 
 SELECT
