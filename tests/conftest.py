@@ -205,6 +205,15 @@ def database(server: postgres.Server, template: str, monkeypatch: pytest.MonkeyP
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
+@pytest.fixture
+def run(database: Database) -> Iterator[Any]:
+    """The steps of a retention at a moment for which what is before CUTOFF has expired."""
+    from retention_steps import retention
+
+    with retention(database) as steps:
+        yield steps
+
+
 @pytest.fixture(scope="session")
 def airflow_metadata(server: postgres.Server) -> None:
     """Airflow's own database, made once."""

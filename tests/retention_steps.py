@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from aggregation_steps import AGGREGATE, Connection, aggregate, clock
+from aggregation_steps import AGGREGATE, Connection, clock
 from conftest import LOGIN, Database
 
 FOLDER = "archive_old_analytics"
@@ -112,11 +112,6 @@ def archive(database: Database, **policy: Any) -> dict[str, list[int]]:
     """A whole run at NOW; return the rows that each batch deleted."""
     with retention(database) as run:
         return run.archive(**policy)
-
-
-def count(database: Database, *days: Any) -> None:
-    """Aggregate days."""
-    aggregate(database, *days)
 
 
 def ids(database: Database, table: str = "event") -> set[str]:

@@ -1,6 +1,5 @@
 """The SQL of archive_old_analytics: what expires, in which steps and batches, and which sessions may go."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -8,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from aggregation_steps import aggregate_due, set_zone
+from aggregation_steps import aggregate, aggregate_due, set_zone
 from conftest import Database
 from retention_steps import (
     CUTOFF,
@@ -16,7 +15,6 @@ from retention_steps import (
     HOUR,
     Retention,
     connect,
-    count,
     ids,
     policy,
     retention,
@@ -24,13 +22,6 @@ from retention_steps import (
 
 MICROSECOND = timedelta(microseconds=1)
 OLD = CUTOFF - DAY
-
-
-@pytest.fixture
-def run(database: Database) -> Iterator[Retention]:
-    """The steps of a run at a moment for which what is before CUTOFF has expired."""
-    with retention(database) as steps:
-        yield steps
 
 
 def insert(database: Database, rows: int, first: datetime, apart: timedelta = MICROSECOND) -> None:
@@ -271,7 +262,7 @@ def test_a_batch_reads_its_rows_by_their_primary_key_and_nothing_else(
         SELECT id, website_id, 'gone ' || id, visitor_id, '/', timestamp, timestamp FROM analytics_event
         """
     )
-    count(database, "2024-02-29")
+    aggregate(database, "2024-02-29")
     run.seal(batch_size=10)
     run.list_sessions(batch_size=10)
     if analyzed:

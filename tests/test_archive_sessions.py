@@ -1,22 +1,14 @@
 """The orphan law: a session goes only when it has expired and no event of it is left, live or soft-deleted."""
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
 
 from conftest import Database
-from retention_steps import CUTOFF, DAY, Retention, ids, listed, policy, retention
+from retention_steps import CUTOFF, DAY, Retention, ids, listed, policy
 
 MICROSECOND = timedelta(microseconds=1)
 OLD = CUTOFF - DAY
-
-
-@pytest.fixture
-def run(database: Database) -> Iterator[Retention]:
-    """The steps of a run at a moment for which what is before CUTOFF has expired."""
-    with retention(database) as steps:
-        yield steps
 
 
 def expired(database: Database, *names: str) -> None:

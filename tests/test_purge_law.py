@@ -1,11 +1,10 @@
 """The purge law: no event goes that was not counted, whatever happens between the seal, the list and the deletion."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 
-from aggregation_steps import set_zone
+from aggregation_steps import aggregate, set_zone
 from conftest import Database
 from retention_steps import (
     CUTOFF,
@@ -14,12 +13,10 @@ from retention_steps import (
     HOUR,
     Retention,
     archive,
-    count,
     ids,
     late,
     listed,
     policy,
-    retention,
     sealed_days,
     stats,
 )
@@ -38,15 +35,8 @@ def counted(database: Database) -> Database:
     for n in range(3):
         database.event(OLD + n * HOUR, id=str(n))
     database.event(OLD + 3 * HOUR, id="soft", deleted_at=CUTOFF)
-    count(database, "2024-02-29")
+    aggregate(database, "2024-02-29")
     return database
-
-
-@pytest.fixture
-def run(database: Database) -> Iterator[Retention]:
-    """The steps of a run for which that day has expired."""
-    with retention(database) as steps:
-        yield steps
 
 
 EDIT = "UPDATE analytics_event SET {} WHERE id = '0'"
@@ -97,7 +87,7 @@ class TestSeal:
         self, counted: Database, run: Retention, change: str
     ) -> None:
         counted.event(OLD - DAY, id="older")
-        count(counted, "2024-02-28")
+        aggregate(counted, "2024-02-28")
         counted.connection.execute(change.encode())
         step = run.seal()
         assert [one["days"] for one in step] == [["2024-02-29"]]
@@ -113,7 +103,7 @@ class TestSeal:
     def test_ten_visitors_of_whom_six_become_one_are_counted_as_five(self, database: Database) -> None:
         for n in range(10):
             database.event(OLD, id=str(n), visitor_id=str(n), session_id=str(n))
-        count(database, "2024-02-29")
+        aggregate(database, "2024-02-29")
         database.connection.execute("UPDATE analytics_event SET visitor_id = 'one', session_id = 'one' WHERE id < '6'")
         assert archive(database)["event"] == [10]
         [row] = stats(database)
@@ -139,14 +129,14 @@ class TestSeal:
 
     def test_a_row_of_zeros_is_sealed(self, database: Database) -> None:
         database.event(OLD)
-        count(database, "2024-02-29")
+        aggregate(database, "2024-02-29")
         database.connection.execute("UPDATE analytics_event SET deleted_at = now()")
         assert archive(database)["event"] == [1]
         assert [(row["total_events"], row["sealed_at"] is None) for row in stats(database)] == [(0, False)]
 
     def test_only_days_that_ended_before_the_cutoff(self, database: Database, run: Retention) -> None:
         database.event(CUTOFF)
-        count(database, "2024-03-01")
+        aggregate(database, "2024-03-01")
         assert run.find()["steps"] == []
         # A step of another run, or of a policy that has changed since.
         assert run.run("seal_days", first_day="2024-02-01", last_day="2024-03-09") is None
@@ -227,7 +217,7 @@ class TestBetweenListAndDeletion:
         self, counted: Database, run: Retention, keep: str, end: str
     ) -> None:
         counted.event(OLD, website_id="other", id="other")
-        count(counted, "2024-02-29")
+        aggregate(counted, "2024-02-29")
         run.seal()
         tasks = run.plan()
         policy(counted, keep)
@@ -258,7 +248,7 @@ class TestBetweenListAndDeletion:
         self, database: Database, run: Retention, zone: str, deleted: int
     ) -> None:
         database.event(CUTOFF - HOUR, id="0")
-        count(database, "2024-02-29")
+        aggregate(database, "2024-02-29")
         run.seal()
         set_zone(database, zone, "other")
         database.connection.execute("UPDATE analytics_event SET website_id = 'other'")
@@ -268,7 +258,7 @@ class TestBetweenListAndDeletion:
     @pytest.mark.parametrize("keep", ["legal_hold = TRUE", "retention_days = 1000"])
     def test_a_hold_keeps_what_expired_long_ago(self, database: Database, run: Retention, keep: str) -> None:
         database.event(OLD - 365 * DAY)
-        count(database, "2023-03-01")
+        aggregate(database, "2023-03-01")
         run.seal()
         policy(database, keep)
         assert run.delete(run.plan()) == [0]

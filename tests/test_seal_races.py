@@ -1,12 +1,11 @@
 """What happens while a day is sealed, and what comes for it later."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import psycopg
 import pytest
 
-from aggregation_steps import AGGREGATE
+from aggregation_steps import AGGREGATE, aggregate
 from conftest import LOGIN, Database
 from retention_steps import (
     CUTOFF,
@@ -17,12 +16,10 @@ from retention_steps import (
     POLICY,
     SEAL,
     Retention,
-    count,
     ids,
     late,
     listed,
     policy,
-    retention,
     sealed_days,
     stats,
 )
@@ -43,15 +40,8 @@ def counted(database: Database) -> Database:
     """Two counted events of an expired day."""
     for n in range(2):
         database.event(OLD + n * HOUR, id=str(n))
-    count(database, "2024-02-29")
+    aggregate(database, "2024-02-29")
     return database
-
-
-@pytest.fixture
-def run(database: Database) -> Iterator[Retention]:
-    """The steps of a run for which that day has expired."""
-    with retention(database) as steps:
-        yield steps
 
 
 def everything(database: Database) -> tuple[Any, ...]:
@@ -247,7 +237,7 @@ class TestLateEvents:
         self, counted: Database, run: Retention
     ) -> None:
         counted.event(OLD - DAY, event_type="custom_event")
-        count(counted, "2024-02-28")
+        aggregate(counted, "2024-02-28")
         run.archive()
         before = stats(counted)
         counted.run("watch/start_run.sql", run.connection, job=POLICY["job"], run_id=POLICY["run_id"], timezone="UTC")
