@@ -128,9 +128,9 @@ DECLARE
     instant timestamptz;
     -- The zone of all days of the website, where there is but one.
     zone text := (
-        SELECT max(stored.timezone) FROM analytics_timezone AS stored
+        SELECT coalesce(max(stored.timezone), 'UTC') FROM analytics_timezone AS stored
         WHERE stored.website_id = website OR stored.website_id IS NULL
-        HAVING count(*) = 1 AND max(stored.from_date) = '-infinity'
+        HAVING count(*) = 0 OR count(*) = 1 AND max(stored.from_date) = '-infinity'
     );
 BEGIN
     ends_at := greatest(from_instant, analytics_day_start(website, '0001-01-01'));
