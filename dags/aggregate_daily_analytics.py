@@ -24,10 +24,10 @@ from airflow.sdk import Param, dag, task
 
 from web_analytics.aggregation import aggregate_day
 from web_analytics.days import days_to_aggregate, tasks_for
-from web_analytics.job import check_database, job
+from web_analytics.job import JOB, check_database, cron
 from web_analytics.postgres import PostgresOperator
 from web_analytics.settings import settings
-from web_analytics.watch import start_run, watch
+from web_analytics.watch import close_run
 
 
 def date_param(title, description):
@@ -47,9 +47,9 @@ def plan_days(due, params=None, dag_run=None):
 
 
 @dag(
-    **job(),
+    **JOB,
     doc_md=__doc__,
-    schedule=settings.aggregate_schedule,
+    schedule=cron(settings.aggregate_schedule),
     params={
         "stat_date": date_param("Day", "The day to aggregate; empty: the day before, and those missed"),
         "from": date_param("From", "First day of a range to aggregate"),
@@ -71,8 +71,8 @@ def aggregate_daily_analytics():
 
     aggregated = aggregate_day(days)
 
-    check_database() >> start_run() >> find_due_days >> days >> aggregated
-    watch(aggregated, target=days)
+    check_database() >> find_due_days >> days >> aggregated
+    close_run(aggregated, target=days)
 
 
 aggregate_daily_analytics()

@@ -21,18 +21,19 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import Param, dag
 
 from web_analytics.aggregation import aggregate_day
-from web_analytics.job import JOB, check_database, job
+from web_analytics.job import JOB, check_database, cron
+from web_analytics.postgres import BatchOperator
 from web_analytics.retention import delete_batch, report_result, seal, sql
 from web_analytics.settings import settings
-from web_analytics.watch import start_run, watch
+from web_analytics.watch import close_run
 
 NONE_FAILED = {"trigger_rule": "none_failed"}  # a step with nothing to do is skipped, and the next one goes on
 
 
 @dag(
-    **job(default_args=JOB["default_args"] | NONE_FAILED),
+    **JOB | {"default_args": JOB["default_args"] | NONE_FAILED},
     doc_md=__doc__,
-    schedule=settings.archive_schedule,
+    schedule=cron(settings.archive_schedule),
     is_paused_upon_creation=True,  # nobody's data goes before they say so
     params={
         "retention_days": Param(settings.retention_days, type="integer", minimum=1, maximum=36500, title="Days kept"),
@@ -49,7 +50,7 @@ def archive_old_analytics():
     seal_again = seal("seal_again", seal_days.output, trigger_rule="all_done_min_one_success")
     plan_event_batches = sql("plan_event_batches", "plan_batches", parameters={"kind": "event"})
     delete_event_batch = delete_batch("event", plan_event_batches)
-    list_sessions = sql("list_sessions", parameters={"after": None})
+    list_sessions = sql("list_sessions", operator=BatchOperator, parameters={"after": None})
     plan_session_batches = sql("plan_session_batches", "plan_batches", parameters={"kind": "session"})
     delete_session_batch = delete_batch("session", plan_session_batches)
     deleted = {"events": delete_event_batch.output, "sessions": delete_session_batch.output}
@@ -59,9 +60,9 @@ def archive_old_analytics():
         conf=result
     )
 
-    check_database() >> start_run() >> find_expired_days >> seal_days >> aggregated >> seal_again >> plan_event_batches
+    check_database() >> find_expired_days >> seal_days >> aggregated >> seal_again >> plan_event_batches
     plan_event_batches >> delete_event_batch >> list_sessions >> plan_session_batches >> delete_session_batch >> result
-    watch(result, target=expired["cutoff"], deleted=list(deleted.values()), unsealed=seal_again.output)
+    close_run(result, target=expired["cutoff"], deleted=list(deleted.values()), unsealed=seal_again.output)
 
 
 archive_old_analytics()

@@ -16,26 +16,26 @@ from datetime import timedelta
 
 from airflow.sdk import Param, dag
 
-from web_analytics.job import check_database, job
-from web_analytics.postgres import PostgresOperator
+from web_analytics.job import JOB, check_database, cron
+from web_analytics.postgres import BatchOperator
 from web_analytics.settings import settings
-from web_analytics.watch import start_run, watch
+from web_analytics.watch import close_run
 
 
-def sql(task_id, **kwargs):
-    return PostgresOperator(
+def batches(task_id):
+    return BatchOperator(
         task_id=task_id,
         sql=f"cleanup_analytics_sessions/{task_id}.sql",
         parameters={"idle_minutes": "{{ params.idle_minutes | int }}", "batch_size": settings.batch_size, "done": 0},
         pause=settings.batch_pause_seconds,
-        **kwargs,
+        session_settings={"statement_timeout": "2min"},
     )
 
 
 @dag(
-    **job(deadline=timedelta(minutes=30), dagrun_timeout=timedelta(hours=1)),
+    **JOB | {"dagrun_timeout": timedelta(hours=1)},
     doc_md=__doc__,
-    schedule=settings.cleanup_schedule,
+    schedule=cron(settings.cleanup_schedule),
     params={
         "idle_minutes": Param(
             settings.session_timeout_minutes,
@@ -48,15 +48,11 @@ def sql(task_id, **kwargs):
     },
 )
 def cleanup_analytics_sessions():
-    timeout = {"statement_timeout": "2min"}
-    count_anomalies = sql("count_anomalies")
-    close_idle_sessions = sql("close_idle_sessions", session_settings=timeout)
-    end_returned_sessions = sql("end_returned_sessions", session_settings=timeout)
-    count_active_visitors = sql("count_active_visitors")
+    close_idle_sessions = batches("close_idle_sessions")
+    end_returned_sessions = batches("end_returned_sessions")
 
-    check_database() >> start_run() >> count_anomalies >> close_idle_sessions
-    close_idle_sessions >> end_returned_sessions >> count_active_visitors
-    watch(count_active_visitors, written=[close_idle_sessions.output, end_returned_sessions.output])
+    check_database() >> close_idle_sessions >> end_returned_sessions
+    close_run(end_returned_sessions, written=[close_idle_sessions.output, end_returned_sessions.output])
 
 
 cleanup_analytics_sessions()

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from aggregation_steps import Connection, aggregate_due, set_zone
+from alert_steps import find_alerts
 from conftest import SQL, Database
 from retention_steps import NOW, Retention, retention
 
@@ -154,7 +155,7 @@ def assert_ordinary(database: Database, *website_ids: str, now: datetime = NOW) 
 
 def open_alerts(database: Database, connection: Connection | None = None) -> list[tuple[str, str]]:
     """The alerts that are open, after they were looked for."""
-    database.run("watch/find_alerts.sql", connection, **ALERTS)
+    find_alerts(database, connection, **ALERTS)
     rows = database.query("SELECT condition, subject FROM analytics_alert WHERE recovered_at IS NULL ORDER BY 1, 2")
     return [(row["condition"], row["subject"]) for row in rows]
 
@@ -195,7 +196,7 @@ def run(database: Database, connection: Connection, file: str, **parameters: Any
 
 def cleanup(database: Database, connection: Connection) -> list[str]:
     """All steps of the cleanup; return what they log."""
-    files = ("count_anomalies", "close_idle_sessions", "end_returned_sessions", "count_active_visitors")
+    files = ("close_idle_sessions", "end_returned_sessions")
     parameters = {"idle_minutes": 30, "batch_size": 100, "done": 0}
     return [
         line

@@ -10,8 +10,6 @@ from urllib.parse import urlsplit
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from web_analytics.retention import POOL
-
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "docker-compose.yaml"
 SERVICES = yaml.safe_load(FILE.read_text())["services"]
@@ -84,10 +82,6 @@ def test_urls_point_at_services() -> None:
 def test_only_the_user_interface_is_published_and_only_locally() -> None:
     published = {service: definition["ports"] for service, definition in SERVICES.items() if "ports" in definition}
     assert published == {"api-server": ["${AIRFLOW_BIND:-127.0.0.1}:${AIRFLOW_PORT:-8080}:8080"]}
-
-
-def test_init_creates_the_pool_that_the_dags_name() -> None:
-    assert re.findall(r"airflow pools set (\w+)", SERVICES["init"]["command"][-1]) == [POOL]
 
 
 def test_env_file_with_the_secrets_is_ignored_by_git() -> None:

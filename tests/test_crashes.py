@@ -24,7 +24,6 @@ from local_airflow import Airflow, terminate
 from web_analytics import schema
 from web_analytics.job import JOB
 from web_analytics.postgres import SESSION_SETTINGS
-from web_analytics.retention import POOL
 from web_analytics.settings import settings
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata", "small_batches")
@@ -136,7 +135,7 @@ def test_connection_lost_in_a_commit(
         finally:
             proxy.shutdown()
     assert after == undisturbed
-    without_sql = {"plan_days", "report_result", "continue_backlog", "summarize_run", "send_alerts"}
+    without_sql = {"plan_days", "report_result", "continue_backlog"}
     assert {task for task, tried in tries.items() if set(tried) != {3}} == without_sql
 
 
@@ -317,7 +316,6 @@ def airflow(tmp_path: Path, server: postgres.Server, metadata: Connection, datab
         airflow.run("db", "migrate")
         airflow.finish("db")
         airflow.start(triggerer=False)
-        airflow.call("POST", "/api/v2/pools", {"name": POOL, "slots": 2})
         airflow.wait_for_dags(JOBS)
         yield airflow
 

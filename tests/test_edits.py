@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from aggregation_steps import aggregate, aggregate_due, clock, find, seal, versions
+from alert_steps import find_alerts
 from conftest import Database
 from retention_steps import CUTOFF, DAY, Retention, ids, retention, sealed_days
 
@@ -267,9 +268,7 @@ def test_a_row_that_was_counted_while_the_clock_was_decades_ahead_does_not_stay_
     assert aggregate_due(database) == []
     # And a day that is over has no row: that is told.
     database.event(OLD)
-    parameters: dict[str, Any] = {"retention_days": 36500, "idle_minutes": 30, "behind_hours": 36, "database_gb": 10.0}
-    [row] = database.run("watch/find_alerts.sql", **parameters)
-    assert [alert["condition"] for alert in row["result"]] == ["aggregation_behind"]
+    assert [alert["condition"] for alert in find_alerts(database, retention_days=36500)] == ["aggregation_behind"]
 
 
 HANDS = [

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from aggregation_steps import aggregate_due
+from alert_steps import find_alerts
 from conftest import Database
 from dag_runs import run_dag
 from poison_rows import (
@@ -237,9 +238,7 @@ def alerts_about(database: Database, *website_ids: str) -> list[dict[str, Any]]:
     """The alerts that are due about websites."""
     for website_id in website_ids:
         database.event(OLD, website_id, id=website_id[:2], pathname="")
-    limits: dict[str, Any] = {"retention_days": 36500, "idle_minutes": 30, "behind_hours": 36, "database_gb": 10.0}
-    [row] = database.run("watch/find_alerts.sql", **limits)
-    alerts: list[dict[str, Any]] = row["result"]
+    alerts = find_alerts(database, retention_days=36500)
     assert [alert["subject"] for alert in alerts] == [
         name if len(name) <= 500 else name[:468] + hashlib.md5(name.encode()).hexdigest()
         for name in sorted(website_ids)

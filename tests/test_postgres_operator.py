@@ -12,8 +12,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 import postgres
 from conftest import Database
-from operator_steps import execute
-from web_analytics.postgres import LOG_LINES, REPEATABLE_READ, SessionPostgresHook
+from operator_steps import execute, execute_batches
+from web_analytics.postgres import LOG_LINES, REPEATABLE_READ, SessionPostgresHook, sentence
 
 # Deletes a batch of the smallest numbers, and goes on until there was none.
 BATCH = """
@@ -105,13 +105,24 @@ def test_a_setting_that_the_server_does_not_know_is_left_out(database: Database)
         ("SELECT n AS result FROM number WHERE FALSE", None),
         ("DELETE FROM number", None),
         ("SELECT", None),
-        # One that may loop gives a list, also where it ends with the first statement.
-        ("SELECT 1 AS result, NULL AS again", [1]),
-        ("SELECT NULL AS result, NULL AS again", []),
+        (["DELETE FROM number WHERE n = 10", "SELECT max(n) AS result FROM number"], 9),
     ],
 )
-def test_result(numbers: Database, sql: str, result: Any) -> None:
+def test_result(numbers: Database, sql: str | list[str], result: Any) -> None:
     assert execute(sql) == result
+
+
+def test_of_several_files_those_before_one_that_fails_are_done(numbers: Database) -> None:
+    sql = ["DELETE FROM number WHERE n > 3", "SELECT 'It is wrong.' AS problem", "DELETE FROM number"]
+    with pytest.raises(AirflowFailException, match=r"^It is wrong\.$"):
+        execute(sql)
+    assert left_over(numbers) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("again", ["", ", NULL AS again"])
+def test_batches_give_a_list_also_where_there_is_one_statement(database: Database, again: str) -> None:
+    assert execute_batches(f"SELECT 1 AS result{again}") == [1]
+    assert execute_batches(f"SELECT NULL AS result{again}") == []
 
 
 class TestLog:
@@ -166,7 +177,7 @@ class TestProblem:
     def test_it_ends_a_loop_and_what_was_done_stays(self, numbers: Database) -> None:
         left: dict[str, str] = {}
         with pytest.raises(AirflowFailException, match=r"^These are seven\.$"):
-            execute(BATCH, parameters={"size": 7, "done": 0, "label": "all numbers"}, left=left)
+            execute_batches(BATCH, parameters={"size": 7, "done": 0, "label": "all numbers"}, left=left)
         assert left_over(numbers) == [8, 9, 10]
         assert left == {"problem": "all numbers: These are seven."}
 
@@ -177,7 +188,7 @@ class TestLoop:
         self, numbers: Database, log: Log, size: int, statements: int
     ) -> None:
         batches = [list(range(first, min(first + size, 11))) for first in range(1, 11, size)]
-        assert execute(BATCH, parameters={"size": size, "done": 0}) == batches
+        assert execute_batches(BATCH, parameters={"size": size, "done": 0}) == batches
         lines = log.lines()
         assert sum(line.startswith("PostgreSQL: ") for line in lines) == statements
         said = [f"line {batch} after {batch[0] - 1}" for batch in batches]
@@ -187,53 +198,52 @@ class TestLoop:
     def test_each_statement_is_a_transaction_of_its_own(self, numbers: Database) -> None:
         sql = BATCH.replace("json_agg(n ORDER BY n) AS result", "sum(1 / (n - 6)) AS result")
         with pytest.raises(psycopg.errors.DivisionByZero):
-            execute(sql, parameters={"size": 4, "done": 0})
+            execute_batches(sql, parameters={"size": 4, "done": 0})
         assert left_over(numbers) == [5, 6, 7, 8, 9, 10]
 
     def test_steps(self, numbers: Database, log: Log) -> None:
         """Each has its own parameters over those of all; what gives no result is left out."""
         steps = [{"first": 9, "last": 20}, {"first": 20, "last": 30}, {"first": 1, "last": 3, "name": "own"}]
-        assert execute(STEP, parameters={"name": "all", "steps": steps}) == [{"all": 2}, {"own": 3}]
+        assert execute_batches(STEP, parameters={"name": "all", "steps": steps}) == [{"all": 2}, {"own": 3}]
         assert [line for line in log.lines() if line.startswith("line")] == ["line 9", "line 1"]
         assert left_over(numbers) == [4, 5, 6, 7, 8]
 
     def test_a_step_that_fails_leaves_those_before_it_done(self, numbers: Database) -> None:
         steps = [{"first": 1, "last": 2}, {"first": 3, "last": "x"}, {"first": 5, "last": 6}]
         with pytest.raises(psycopg.DataError):
-            execute(STEP, parameters={"name": "all", "steps": steps})
+            execute_batches(STEP, parameters={"name": "all", "steps": steps})
         assert left_over(numbers) == [3, 4, 5, 6, 7, 8, 9, 10]
 
     def test_no_steps_are_nothing_to_do(self, numbers: Database, log: Log) -> None:
-        assert execute(STEP, parameters={"name": "all", "steps": []}) == []
+        assert execute_batches(STEP, parameters={"name": "all", "steps": []}) == []
         assert log.lines() == []
         assert len(left_over(numbers)) == 10
 
     def test_a_step_may_go_on_by_itself(self, numbers: Database) -> None:
         steps = [{"size": 2, "done": 4}, {"size": 5, "done": 0}]
         sql = BATCH.replace("count(*) > 0", "%(done)s < 5")
-        assert execute(sql, parameters={"steps": steps}) == [[1, 2], [3, 4], [5, 6, 7, 8, 9], [10]]
+        assert execute_batches(sql, parameters={"steps": steps}) == [[1, 2], [3, 4], [5, 6, 7, 8, 9], [10]]
 
-    def test_it_pauses_after_each_of_several_statements(self, numbers: Database) -> None:
+    def test_it_pauses_after_each_statement(self, numbers: Database) -> None:
         def seconds(sql: str, **parameters: Any) -> float:
             started = time.monotonic()
-            execute(sql, parameters=parameters, pause=0.4)
+            execute_batches(sql, parameters=parameters, pause=0.4)
             return time.monotonic() - started
 
-        assert seconds("SELECT 1 AS result") < 0.4
         assert seconds(STEP, name="x", steps=[{"first": n, "last": n} for n in (1, 2)]) >= 0.8
-        assert 0.8 <= seconds(BATCH, size=5, done=0) < 1.2
+        assert 1.2 <= seconds(BATCH, size=5, done=0) < 1.6
 
 
 class TestErrors:
     def test_undefined_connection_is_one_sentence(self) -> None:
         left: dict[str, str] = {}
-        sentence = "Airflow has no connection nowhere: add it under Admin > Connections."
-        with pytest.raises(AirflowFailException, match=sentence):
+        problem = "Airflow has no connection nowhere: add it under Admin > Connections."
+        with pytest.raises(AirflowFailException, match=problem):
             execute("SELECT 1", conn_id="nowhere", left=left)
-        assert left == {"problem": sentence}
+        assert left == {"problem": problem}
 
     @pytest.mark.parametrize(
-        ("sql", "error", "sentence"),
+        ("sql", "error", "problem"),
         [
             (
                 "SELECT 1 FROM nothing",
@@ -251,14 +261,17 @@ class TestErrors:
         ],
     )
     def test_an_error_is_one_sentence_with_what_to_do(
-        self, database: Database, log: Log, sql: str, error: type[Exception], sentence: str
+        self, database: Database, log: Log, sql: str, error: type[Exception], problem: str
     ) -> None:
         left: dict[str, str] = {}
         with pytest.raises(error):
             execute(sql, parameters={"label": "2024-01-15"}, left=left)
         [line] = log.lines("error")
-        assert sentence in line
+        assert problem in line
         assert (line, left["problem"]) == (f"task failed: {line[13:]}", f"2024-01-15: {line[13:]}")
+
+    def test_a_fault_of_the_code_is_a_sentence_too(self) -> None:
+        assert sentence(TypeError("a\nb")) == "TypeError: a b; the task's log has more."
 
     def test_no_password_in_the_log(self, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
         port = postgres.free_port()

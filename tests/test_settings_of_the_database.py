@@ -1,11 +1,11 @@
 """Results do not depend on settings of the database or the role, on privileges of PUBLIC, or on how queries are planned."""
 
+import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -14,10 +14,12 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 import postgres
+from alert_steps import CONDITIONS, LIMITS
 from conftest import LOGIN, ROOT, SQL, Database
 from dag_runs import run_dag
+from operator_steps import execute, prepare
 from web_analytics import schema, session
-from web_analytics.postgres import REPEATABLE_READ, PostgresOperator, SessionPostgresHook
+from web_analytics.postgres import REPEATABLE_READ, BatchOperator, PostgresOperator, SessionPostgresHook
 
 NOW = "2024-06-01 12:00Z"
 TABLES = ("daily_stats", "timezone", "purge_batch", "job_run", "alert", "event", "session")
@@ -131,18 +133,21 @@ def connect_airflow(database: Database, monkeypatch: pytest.MonkeyPatch, search_
     monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_DB", uri)
 
 
-def step(file: str, parameters: dict[str, Any], settings: dict[str, str] | None = None) -> Any:
+def step(
+    file: str,
+    parameters: dict[str, Any],
+    settings: dict[str, str] | None = None,
+    operator: type[PostgresOperator] = PostgresOperator,
+) -> Any:
     """What the task of a file gives to the next one."""
-    operator = PostgresOperator(
-        task_id=file.rsplit("/", maxsplit=1)[-1],
-        sql=(SQL / f"{file}.sql").read_text(),
-        parameters=parameters,
-        session_settings=settings,
-    )
-    ti = SimpleNamespace(dag_id="dag", task_id="task", map_index=-1, xcom_push=lambda key, value: None)
-    context: Any = {"ti": ti, "params": {}}
-    operator.render_template_fields(context)
-    return operator.execute(context)
+    sql = (SQL / f"{file}.sql").read_text()
+    return execute(sql, operator=operator, parameters=parameters, session_settings=settings)
+
+
+def rows(file: str, parameters: dict[str, Any]) -> Any:
+    """The rows of a statement, as a task gets them."""
+    task, _ = prepare("SELECT")
+    return task.run_statement((SQL / f"{file}.sql").read_text(), parameters)
 
 
 class Jobs:
@@ -164,8 +169,11 @@ class Jobs:
         getattr(self, f"_{job.split('_', maxsplit=1)[0]}")(own)
         counts = dict.fromkeys(("rows_written", "rows_deleted", "batches", "unsealed_days"), 0)
         step("watch/finish_run", own | counts | {"target": None, "outcome": "success", "problem": None})
-        limits = {"retention_days": 90, "idle_minutes": 30, "behind_hours": 36, "database_gb": 10}
-        alerts = step("watch/find_alerts", limits)
+        step("watch/recent_runs", own)
+        found = [
+            {"condition": condition} | row for condition in CONDITIONS for row in rows(f"alerts/{condition}", LIMITS)
+        ]
+        alerts = step("watch/keep_alerts", {"found": json.dumps(found), "unknown": "[]"})
         step("watch/mark_alerts_sent", {"ids": [alert["id"] for alert in alerts]})
 
     def _aggregate(self, own: dict[str, Any]) -> None:
@@ -176,8 +184,9 @@ class Jobs:
         step("aggregate_daily_analytics/aggregate_day", days, REPEATABLE_READ)
 
     def _cleanup(self, own: dict[str, Any]) -> None:
-        for task in ("count_anomalies", "close_idle_sessions", "end_returned_sessions", "count_active_visitors"):
-            step(f"cleanup_analytics_sessions/{task}", {"idle_minutes": 30, "batch_size": 10, "done": 0})
+        for task in ("close_idle_sessions", "end_returned_sessions"):
+            parameters = {"idle_minutes": 30, "batch_size": 10, "done": 0}
+            step(f"cleanup_analytics_sessions/{task}", parameters, operator=BatchOperator)
 
     def _archive(self, own: dict[str, Any]) -> None:
         policy = own | {"retention_days": 90, "batch_size": 20, "dry_run": False}
@@ -186,15 +195,15 @@ class Jobs:
             self._count(days)
         self._seal(policy, steps)
         self._delete(policy, "event")
-        step("archive_old_analytics/list_sessions", policy | {"after": None})
+        step("archive_old_analytics/list_sessions", policy | {"after": None}, operator=BatchOperator)
         self._delete(policy, "session")
 
     def _seal(self, policy: dict[str, Any], steps: Any) -> Any:
-        return step("archive_old_analytics/seal_days", policy | {"steps": steps}, REPEATABLE_READ)
+        return step("archive_old_analytics/seal_days", policy | {"steps": steps}, REPEATABLE_READ, BatchOperator)
 
     def _delete(self, policy: dict[str, Any], kind: str) -> None:
         for task in step("archive_old_analytics/plan_batches", policy | {"kind": kind}):
-            step(f"archive_old_analytics/delete_{kind}_batch", task)
+            step(f"archive_old_analytics/delete_{kind}_batch", task, operator=BatchOperator)
 
     def all(self, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
         """Run every job twice, with changes between; return all tables, what a reader sees, and what the jobs say."""

@@ -1,5 +1,7 @@
 """What every job watches for: what opens an alert, when it is sent, when it recovers."""
 
+import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,27 +10,17 @@ import psycopg
 import pytest
 
 from aggregation_steps import aggregate, aggregate_due, seal, set_zone
-from conftest import LOGIN, Database
+from alert_steps import CONDITIONS, LIMITS, find_alerts, keep_alerts
+from conftest import LOGIN, SQL, Database
 from web_analytics.watch import alert_message
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 MINUTE = timedelta(minutes=1)
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
-FIND = "watch/find_alerts.sql"
-SETTINGS: dict[str, Any] = {
-    "retention_days": 90,
-    "idle_minutes": 30,
-    "behind_hours": 36,
-    "database_gb": 10.0,
-}
 CLEANUP = "cleanup_analytics_sessions"
-
-
-def found(database: Database, connection: psycopg.Connection[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
-    """What the statement says is to be sent."""
-    alerts: list[dict[str, Any]] = database.run(FIND, connection, **SETTINGS | settings)[0]["result"]
-    return alerts
+MISSING = "alerts/cleanup_missing.sql"
+KEEP = "watch/keep_alerts.sql"
 
 
 class Watch:
@@ -48,7 +40,7 @@ class Watch:
 
     def find(self, now: datetime = NOW, **settings: Any) -> list[dict[str, Any]]:
         """The alerts that are to be sent."""
-        return found(self.database, self.at(now), **settings)
+        return find_alerts(self.database, self.at(now), **settings)
 
     def at(self, now: datetime) -> psycopg.Connection[dict[str, Any]]:
         """The connection, at a moment."""
@@ -154,13 +146,13 @@ class TestConditions:
         assert watch.names() == [], "it was told about when it failed"
         watch.run(archive, NOW - 8 * DAY, "failed", unsealed_days=1, problem=problem)
         [alert] = watch.find()
-        assert alert["condition"] == "proof_failed"
+        assert alert["condition"] == "unsealed_days"
         assert alert["message"] == f"The last run of archive_old_analytics failed: {problem}"
         watch.sent([alert], NOW)
         watch.run(archive, NOW - HOUR, "running", started_at=NOW - HOUR)
         assert watch.names(NOW + MINUTE) == []
         watch.run(archive, NOW - MINUTE)
-        assert watch.names(NOW + 2 * MINUTE) == ["proof_failed recovered"]
+        assert watch.names(NOW + 2 * MINUTE) == ["unsealed_days recovered"]
 
     def test_rows_that_are_kept_since_others_deleted(self, watch: Watch) -> None:
         """What happened once is told once, and is not over some day."""
@@ -254,6 +246,28 @@ class TestConditions:
         watch.database.event(NOW + HOUR)
         assert watch.names(NOW + 2 * HOUR) == ["traffic_missing site recovered"]
 
+    @pytest.mark.parametrize(
+        ("job", "limit", "said"),
+        [(CLEANUP, timedelta(minutes=30), "31 minutes"), ("archive_old_analytics", 12 * HOUR, "12 hours")],
+    )
+    def test_a_run_that_does_not_end(self, watch: Watch, job: str, limit: timedelta, said: str) -> None:
+        watch.run(CLEANUP, NOW + DAY)
+        watch.run(job, None, "running", run_id="run 1", started_at=NOW - limit)
+        assert watch.names() == []
+        [alert] = watch.find(NOW + MINUTE)
+        assert (alert["condition"], alert["subject"]) == ("run_late", job)
+        assert alert["message"].startswith(f"The run run 1 of {job} began {said} ago and has not ended; look whether")
+        watch.sent([alert], NOW)
+        # One that failed is told about as that.
+        watch.database.connection.execute("UPDATE analytics_job_run SET outcome = 'failed' WHERE outcome = 'running'")
+        assert watch.names(NOW + 2 * MINUTE) == [f"run_late {job} recovered"]
+
+    def test_many_websites_that_are_behind_are_one_alert_each_and_the_worst_come_first(self, watch: Watch) -> None:
+        for n in range(12):
+            watch.database.event(NOW - (3 + n) * DAY, website_id=f"site {n}")
+        watch.run(CLEANUP, NOW)
+        assert [alert["subject"] for alert in watch.find()] == [f"site {n}" for n in range(11, -1, -1)]
+
     def test_an_event_from_the_future_is_no_traffic(self, watch: Watch) -> None:
         for day in range(1, 9):
             for _ in range(20):
@@ -320,11 +334,42 @@ class TestSending:
         with watch.connect() as other:
             other.execute("SELECT set_config('test.now', %s, false)", [str(NOW)])
             with other.transaction():
-                assert len(found(watch.database, other)) == 1
+                assert len(find_alerts(watch.database, other)) == 1
                 own = watch.connect()
                 own.execute("SELECT set_config('test.now', %s, false)", [str(NOW + timedelta(seconds=1))])
-                second = watch.database.start(FIND, own, **SETTINGS)
+                found = [{"condition": "cleanup_missing"} | row for row in watch.database.run(MISSING, own, **LIMITS)]
+                second = watch.database.start(KEEP, own, found=json.dumps(found), unknown="[]")
             assert second.result(timeout=10)[0]["result"] == []
+
+
+def test_a_condition_that_could_not_be_asked_leaves_its_alerts_open(watch: Watch) -> None:
+    row = {"condition": "database_size", "subject": "", "message": "It is large."}
+    opened = keep_alerts(watch.database, watch.at(NOW), [row])
+    watch.sent(opened, NOW)
+    assert keep_alerts(watch.database, watch.at(NOW + HOUR), [], ("database_size",)) == []
+    [recovered] = keep_alerts(watch.database, watch.at(NOW + 2 * HOUR), [], ("run_late",))
+    assert recovered["state"] == "recovered"
+
+
+def test_each_condition_is_a_file_that_says_what_it_finds() -> None:
+    for name in CONDITIONS:
+        sql = (SQL / "alerts" / f"{name}.sql").read_text()
+        assert sql.startswith("-- ")
+        assert "-- Result: subject" in sql
+        assert set(re.findall(r"%\((\w+)\)s", sql)) <= LIMITS.keys()
+
+
+def test_a_message_names_ten_of_a_kind() -> None:
+    alert = {"state": "opened", "condition": "traffic_missing", "opened_at": "2026-03-10 12:00"}
+    alerts = [alert | {"subject": str(n), "message": f"Website {n}: no event."} for n in range(12)]
+    alerts += [alert | {"state": "recovered", "subject": "x", "message": "Website x: no event."}]
+    subject, text = alert_message(alerts)
+    assert subject == "[Analytics] traffic_missing 0: opened and 12 more"
+    assert text.split("\n\n")[9:] == [
+        "ALERT: Website 9: no event.",
+        "... and 2 more of traffic_missing: the page Analytics names them.",
+        "RECOVERED, was open since 2026-03-10 12:00 UTC: Website x: no event.",
+    ]
 
 
 def test_messages_of_one_and_of_several_alerts() -> None:
@@ -334,7 +379,7 @@ def test_messages_of_one_and_of_several_alerts() -> None:
             "condition": "traffic_missing",
             "subject": subject,
             "message": f"Website {subject}: no event.",
-            "opened_at": "2026-03-10 12:00:00+00",
+            "opened_at": "2026-03-10 12:00",
         }
 
     assert alert_message([alert("opened", "a")]) == (

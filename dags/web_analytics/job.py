@@ -1,15 +1,20 @@
 """What every job's DAG has in common."""
 
+import difflib
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk.definitions.callback import SyncCallback
-from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
+from airflow.sdk import CronTriggerTimetable
+from airflow.sdk.exceptions import AirflowFailException
 
 from web_analytics import schema
-from web_analytics.alerts import notify_failure, notify_late
-from web_analytics.postgres import RETRIES, PostgresOperator
+from web_analytics.alerts import notify_failure
+from web_analytics.postgres import RETRIES, PostgresOperator, leave_problem
+from web_analytics.settings import settings
+
+RUN = {"job": "{{ dag.dag_id }}", "run_id": "{{ run_id }}"}
+"""Parameters of a statement: the run in the ledger, analytics_job_run."""
 
 JOB: dict[str, Any] = {
     # From this file, so that SQL and code are of one version wherever the bundle is checked out.
@@ -18,28 +23,40 @@ JOB: dict[str, Any] = {
     # A second run at the same moment would be harmless, and would only wait for the first one's locks.
     "max_active_runs": 1,
     "dagrun_timeout": timedelta(hours=24),
-    "default_args": {"owner": "analytics", **RETRIES},
+    "default_args": {"owner": "analytics", "on_failure_callback": leave_problem, **RETRIES},
     "on_failure_callback": notify_failure,
     "tags": ["analytics"],
 }
 
 
-def job(deadline: timedelta = timedelta(hours=12), **kwargs: Any) -> dict[str, Any]:
-    """Return the arguments of a job's DAG.
-
-    :param deadline: time after which a run that has not ended yet is told about.
-    :param kwargs: arguments over those of every job.
-    """
-    late = DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_QUEUED_AT, interval=deadline, callback=SyncCallback(notify_late), name="late"
-    )
-    return JOB | {"deadline": late} | kwargs
+def cron(expression: str) -> CronTriggerTimetable:
+    """Return a schedule in UTC: that of a mere expression would be in Airflow's ``default_timezone``."""
+    return CronTriggerTimetable(expression, timezone="UTC")
 
 
 def check_database() -> PostgresOperator:
-    """Return the first task of every job: it fails with one sentence for each thing that the database lacks."""
+    """Return the first task of every job: it fails with one sentence for each thing that the database lacks, and for a
+    Param that the job does not have. Then it writes that the run has started.
+    """
     return PostgresOperator(
         task_id="check_database",
-        sql="check_database.sql",
-        parameters={"version": schema.version()},
+        sql=["check_database.sql", "watch/start_run.sql"],
+        parameters=RUN | {"version": schema.version(), "timezone": settings.timezone},
+        pre_execute=refuse_unknown_params,
     )
+
+
+def refuse_unknown_params(context: Any) -> None:
+    """Fail for a Param in the run's ``conf`` that the DAG does not have: Airflow would pass over it without a word.
+
+    :param context: what Airflow gives to ``pre_execute`` of a task.
+    :raises AirflowFailException: names the Param, and the one that was meant.
+    """
+    known = list(context["dag"].params)
+    for name in sorted((context["dag_run"].conf or {}).keys() - set(known)):
+        meant = difflib.get_close_matches(name.lower().replace("-", "_"), known, 1)
+        raise AirflowFailException(
+            f'"{name}" is not a Param of {context["dag"].dag_id}: '
+            + (f"write {meant[0]}." if meant else f"its Params are {', '.join(known)}.")
+            + " Nothing was done."
+        )

@@ -38,7 +38,7 @@ REPEATABLE_READ = {"default_transaction_isolation": "repeatable read"}
 CLIENT_SETTINGS = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 
 # What can pass (connection lost, lock timeout, deadlock, server restart) is retried by default; a missing table or
-# privilege, bad SQL and bad data stay as they are however often one tries.
+# privilege, bad SQL, bad data and a fault of the code stay as they are however often one tries.
 RETRIES: dict[str, Any] = {
     "retries": 4,
     "retry_delay": timedelta(seconds=10),
@@ -52,6 +52,13 @@ RETRIES: dict[str, Any] = {
                     "psycopg.DataError",
                     "psycopg.IntegrityError",
                     "psycopg.NotSupportedError",
+                    "jinja2.TemplateError",
+                    TypeError,
+                    ValueError,
+                    LookupError,
+                    AttributeError,
+                    NameError,
+                    ArithmeticError,
                 ],
                 action=RetryAction.FAIL,
                 reason="A retry cannot change this error.",
@@ -98,22 +105,41 @@ def _read(cursor: Any) -> tuple[list[dict[str, Any]], str]:
     return [dict(zip(columns, row, strict=True)) for row in cursor] if columns else [], cursor.statusmessage
 
 
+def sentence(error: Any) -> str:
+    """Return one sentence about why a task failed, and what to do where that is known."""
+    if isinstance(error, psycopg.Error):
+        reason = error.diag.message_primary or " ".join(str(error).split())
+        hint = next((f" {text}" for kind, text in HINTS.items() if isinstance(error, kind)), "")
+        return f"{reason} ({error.sqlstate or 'no connection'}).{hint}"
+    if isinstance(error, AirflowFailException):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}; the task's log has more."
+
+
+def leave_problem(context: Any) -> None:
+    """Leave a sentence about its failure as the XCom ``problem`` of a task that has failed for good.
+
+    :param context: what Airflow gives to ``on_failure_callback`` of a task.
+    """
+    ti, problem = context["ti"], sentence(context.get("exception"))
+    parameters = getattr(ti.task, "parameters", None)
+    label = parameters.get("label") if isinstance(parameters, dict) else None
+    ti.xcom_push(key="problem", value=f"{label}: {problem}" if label else problem)
+
+
 class PostgresOperator(SQLExecuteQueryOperator):
-    """Runs one SQL statement on the analytics database, in one transaction, or in several, one after the other.
+    """Runs an SQL file on the analytics database: one statement, in one transaction.
 
     Sets session settings and an ``application_name`` that names the task, and cancels the statement on the server when the
     task is killed. What the statement has to say, it returns in columns of these names:
 
-    - ``log``: lines for the task's log, of which the first LOG_LINES of a statement are printed, and the last one;
+    - ``log``: lines for the task's log, of which the first LOG_LINES are printed, and the last one;
     - ``problem``: a sentence for which the task fails, without a retry;
-    - ``result``: what goes to XCom, from the last row;
-    - ``again``: parameters with which to run the statement again; NULL, and it is done.
+    - ``result``: what goes to XCom, from the last row.
 
-    The parameter ``steps``, a list of further parameters, runs the statement once for each. The XCom is then the list of
-    those results that are not NULL, as it is of a statement that has a column ``again``.
+    Of a list of files, each is run in its turn, and the result is that of the last one.
 
     :param session_settings: PostgreSQL settings of this task, over ``SESSION_SETTINGS`` (templated).
-    :param pause: seconds to rest after each of several statements.
     :raises AirflowFailException: the connection is not defined, or the statement returned a problem.
     :raises psycopg.Error: the statement failed, and nothing of it was done.
     """
@@ -121,16 +147,10 @@ class PostgresOperator(SQLExecuteQueryOperator):
     template_fields = (*SQLExecuteQueryOperator.template_fields, "session_settings")
 
     def __init__(
-        self,
-        *,
-        session_settings: Mapping[str, str] | None = None,
-        pause: float = 0,
-        conn_id: str = CONNECTION_ID,
-        **kwargs: Any,
+        self, *, session_settings: Mapping[str, str] | None = None, conn_id: str = CONNECTION_ID, **kwargs: Any
     ) -> None:
         super().__init__(conn_id=conn_id, **kwargs)
         self.session_settings = SESSION_SETTINGS | dict(session_settings or {})
-        self.pause = pause
         self.killed = False
 
     @cached_property
@@ -145,39 +165,11 @@ class PostgresOperator(SQLExecuteQueryOperator):
         )
 
     def execute(self, context: Context) -> Any:
-        """Run the statement and return its result. A sentence about its failure is left as the XCom ``problem``."""
-        try:
-            return self._execute()
-        except psycopg.Error as error:
-            reason = error.diag.message_primary or " ".join(str(error).split())
-            hint = next((f" {text}" for kind, text in HINTS.items() if isinstance(error, kind)), "")
-            problem = f"{reason} ({error.sqlstate or 'no connection'}).{hint}"
-            self.log.error("%s failed: %s", self.task_id, problem)
-            self._leave(context, problem)
-            raise
-        except AirflowFailException as error:
-            self._leave(context, str(error))
-            raise
-
-    def _leave(self, context: Context, problem: str) -> None:
-        label = dict(self.parameters or {}).get("label")
-        context["ti"].xcom_push(key="problem", value=f"{label}: {problem}" if label else problem)
-
-    def _execute(self) -> Any:
-        parameters = dict(self.parameters or {})
-        steps = parameters.pop("steps", None)
-        results: list[Any] = []
-        for step in [{}] if steps is None else steps:
-            again: Any = step
-            while again is not None:
-                row = self._run(parameters | again)
-                results.append(row.get("result"))
-                again = again | row["again"] if row.get("again") is not None else None
-                if steps is not None or again is not None:
-                    time.sleep(self.pause)
-        if steps is None and "again" not in row:
-            return results[0]
-        return [result for result in results if result is not None]
+        """Run the statement and return its result."""
+        rows: list[dict[str, Any]] = []
+        for statement in [self.sql] if isinstance(self.sql, str) else self.sql:
+            rows = self.run_statement(statement, dict(self.parameters or {}))
+        return rows[-1].get("result") if rows else None
 
     def on_kill(self) -> None:
         """Cancel the statement on the server, where it would run on after the task is gone, and start no other."""
@@ -186,17 +178,20 @@ class PostgresOperator(SQLExecuteQueryOperator):
         if connection is not None and not connection.closed:
             connection.cancel_safe(timeout=5)
 
-    def _run(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Run the statement once, log what it says, and return its last row, which may have no columns at all."""
+    def run_statement(self, statement: str, parameters: Mapping[str, Any]) -> Any:
+        """Run a statement, log what it says, and return its rows, a list of dicts."""
         if self.killed:
             raise AirflowException("The task was killed between two statements.")
         started = time.monotonic()
         try:
-            result: Any = self._hook.run(self.sql, parameters=parameters, handler=_read)
+            result: Any = self._hook.run(statement, parameters=parameters, handler=_read)
         except AirflowNotFoundException:
             raise AirflowFailException(
                 f"Airflow has no connection {self.conn_id}: add it under Admin > Connections."
             ) from None
+        except psycopg.Error as error:
+            self.log.error("%s failed: %s", self.task_id, sentence(error))
+            raise
         rows, report = result
         self.log.info("PostgreSQL: %s in %.0f ms", report, (time.monotonic() - started) * 1000)
         for line in self._lines(rows, "log"):
@@ -205,10 +200,38 @@ class PostgresOperator(SQLExecuteQueryOperator):
             for line in problems:
                 self.log.error("%s", line)
             raise AirflowFailException(problems[0])
-        return rows[-1] if rows else {}
+        return rows
 
     @staticmethod
     def _lines(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
         lines = [line for row in rows for line in (row.get(column) or "").splitlines()]
         more = len(lines) - LOG_LINES - 1
         return lines if more <= 0 else [*lines[:LOG_LINES], f"... and {more:,} more line(s)", lines[-1]]
+
+
+class BatchOperator(PostgresOperator):
+    """Runs an SQL file again and again, each time in a transaction of its own: once for each of the parameter ``steps``,
+    and each time as long as the statement returns a column ``again`` that is not NULL.
+
+    ``steps`` is a list of further parameters, and ``again`` has further parameters of the next time. The XCom is the list
+    of all results that are not NULL.
+
+    :param pause: seconds to rest after each statement.
+    """
+
+    def __init__(self, *, pause: float = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pause = pause
+
+    def execute(self, context: Context) -> list[Any]:
+        """Run the statements and return their results."""
+        parameters = dict(self.parameters or {})
+        results: list[Any] = []
+        for step in parameters.pop("steps", [{}]):
+            again = step
+            while again is not None:
+                row = [{}, *self.run_statement(str(self.sql), parameters | again)][-1]
+                results.append(row.get("result"))
+                again = again | row["again"] if row.get("again") is not None else None
+                time.sleep(self.pause)
+        return [result for result in results if result is not None]

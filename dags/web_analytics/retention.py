@@ -7,41 +7,36 @@ from airflow.sdk import task
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from web_analytics.postgres import PostgresOperator
+from web_analytics.job import RUN
+from web_analytics.postgres import BatchOperator, PostgresOperator
 from web_analytics.settings import settings
 
-POOL = "analytics_archive"
-"""The pool of the batches: its slots are the number of batches that the database may bear at a time."""
-
 # A client may send a whole number as 90.0; true and false are 1 and 0.
-RUN_PARAMETERS = {name: f"{{{{ params.{name} | int }}}}" for name in ("retention_days", "batch_size", "dry_run")} | {
-    "job": "{{ dag.dag_id }}",
-    "run_id": "{{ run_id }}",
-}
+PARAMETERS = RUN | {name: f"{{{{ params.{name} | int }}}}" for name in ("retention_days", "batch_size", "dry_run")}
 
 
-def sql(task_id: str, file: str = "", session_settings: Any = None, **kwargs: Any) -> Any:
+def sql(task_id: str, file: str = "", operator: Any = PostgresOperator, **kwargs: Any) -> Any:
     """Return the task that runs an SQL file, by default that of its name, with the run's Params and others."""
-    return PostgresOperator(
+    return operator(
         task_id=task_id,
         sql=f"archive_old_analytics/{file or task_id}.sql",
-        parameters=RUN_PARAMETERS | kwargs.pop("parameters", {}),
-        session_settings=session_settings,
+        parameters=PARAMETERS | kwargs.pop("parameters", {}),
         **kwargs,
     )
 
 
 def seal(task_id: str, steps: Any, **kwargs: Any) -> Any:
     """Return a task that seals the days of some steps, and gives those of which days are left."""
-    return sql(task_id, "seal_days", {"work_mem": "64MB"}, parameters={"steps": steps}, **kwargs)
+    memory = {"work_mem": "64MB"}
+    return sql(task_id, "seal_days", BatchOperator, parameters={"steps": steps}, session_settings=memory, **kwargs)
 
 
 def delete_batch(table: str, plan: PostgresOperator) -> MappedOperator:
     """Return the task that deletes batches of `table` (event or session), mapped over those of `plan`."""
-    return PostgresOperator.partial(
+    return BatchOperator.partial(
         task_id=f"delete_{table}_batch",
         sql=f"archive_old_analytics/delete_{table}_batch.sql",
-        pool=POOL,
+        max_active_tis_per_dag=settings.archive_parallelism,
         pause=settings.batch_pause_seconds,
         session_settings={"statement_timeout": "1min"},
         map_index_template="{{ task.parameters['label'] }}",
@@ -49,9 +44,7 @@ def delete_batch(table: str, plan: PostgresOperator) -> MappedOperator:
 
 
 @task
-def report_result(
-    expired: Any, unsealed: Any, listed: Any, deleted: Any, params: Any = None, ti: Any = None
-) -> list[dict[str, Any]]:
+def report_result(expired: Any, unsealed: Any, listed: Any, deleted: Any, params: Any = None) -> list[dict[str, Any]]:
     """Print what the run deleted, or on a dry run would delete; fail if something was left that should have gone.
 
     Returns the Params of the next run, where this one has not taken all days that have expired.
@@ -59,9 +52,8 @@ def report_result(
     batches = {name: [batch for output in outputs[:] for batch in output] for name, outputs in deleted.items()}
     for line in result_lines(expired, listed, batches, params):
         print(f"[Analytics Archive] {line}")
-    if sentence := left_sentence(unsealed or [], batches):
-        ti.xcom_push(key="problem", value=sentence)
-        raise AirflowFailException(sentence)
+    if problem := left_sentence(unsealed or [], batches):
+        raise AirflowFailException(problem)
     return [dict(params)] if expired["left_days"] and not params["dry_run"] else []
 
 

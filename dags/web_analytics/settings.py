@@ -56,7 +56,9 @@ class Settings(BaseSettings):
     batch_size: int = Field(default=1000, ge=1, le=100_000)
     """Rows that one transaction closes or deletes at most."""
     batch_pause_seconds: float = Field(default=0, ge=0, le=3600)
-    """Seconds for which a task rests after each batch, still holding its slot of the pool."""
+    """Seconds for which a task rests after each batch."""
+    archive_parallelism: int = Field(default=2, ge=1, le=1000)
+    """Tasks that delete batches at the same time at most: what the database may bear beside its application."""
     alert_email: Annotated[str, AfterValidator(_address)] | None = None
     """Address that is mailed when a run fails or an alert is due; no mail is sent without it."""
     alert_behind_hours: int = Field(default=36, ge=1, le=8760)

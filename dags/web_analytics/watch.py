@@ -1,113 +1,175 @@
-"""What surrounds every job: its row in analytics_job_run, the alerts that are due, and metrics.
+"""What ends every run: its row in the ledger, analytics_job_run, and the alerts that are due, whatever became of the job.
 
-Each job watches all of them, so that one which is paused or never started is missed by the others. These tasks are
-teardown tasks: they run whatever became of the job, and do not decide about the state of its run.
+Each job watches all of them, so that one which is paused or never started is missed by the others.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
-from airflow.sdk import TaskGroup, task
+import psycopg
+from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 from airflow.sdk.observability import stats
 
-from web_analytics.alerts import failures, send
-from web_analytics.postgres import PostgresOperator
+from web_analytics.alerts import send
+from web_analytics.job import JOB
+from web_analytics.postgres import PostgresOperator, sentence
+from web_analytics.runs import CLOSE_RUN, RunTasks
 from web_analytics.settings import settings
 
-RUN = {"job": "{{ dag.dag_id }}", "run_id": "{{ run_id }}"}
+CONDITIONS = sorted(path.stem for path in (Path(JOB["template_searchpath"][0]) / "alerts").glob("*.sql"))
+"""What people should know, whichever job should have taken care of it: include/sql/alerts has a file for each."""
+
+STATEMENTS = ("finish_run", "recent_runs", "correct_runs", "keep_alerts", "mark_alerts_sent")
+
+LIMITS = {
+    "retention_days": settings.retention_days,
+    "idle_minutes": settings.session_timeout_minutes,
+    "behind_hours": settings.alert_behind_hours,
+    "database_gb": settings.alert_database_gb,
+}
+"""The parameters of every condition."""
+
+NAMED = 10
+"""Alerts of one condition that a message names."""
 
 
-def start_run() -> PostgresOperator:
-    """Return the task that writes that the run has started."""
-    return PostgresOperator(
-        task_id="start_run", sql="watch/start_run.sql", parameters=RUN | {"timezone": settings.timezone}
-    )
-
-
-def watch(
-    last: Any, target: Any = None, written: Sequence[Any] = (), deleted: Sequence[Any] = (), unsealed: Any = None
-) -> None:
-    """Add the tasks that follow the job's `last` task.
+class CloseRun(PostgresOperator):
+    """Writes how the run ended into the ledger, and how others did that could not; sends the alerts that are due.
 
     :param target: what the run was for: a text, or the parameters of the tasks that aggregate days.
     :param written: outputs of tasks whose statements give the number of ``rows`` they wrote.
     :param deleted: outputs of mapped tasks whose statements give the number of ``rows`` they deleted.
     :param unsealed: the output of the task that seals days for the last time.
+    :raises AirflowFailException: neither the job nor this could do its work, so that a retry cannot help.
     """
-    with TaskGroup("watch", prefix_group_id=False):
-        summarize_run = summarize(target, list(written), list(deleted), unsealed).as_teardown()
-        finish_run = PostgresOperator(
-            task_id="finish_run", sql="watch/finish_run.sql", parameters=summarize_run
-        ).as_teardown()
-        find_alerts = PostgresOperator(
-            task_id="find_alerts",
-            sql="watch/find_alerts.sql",
-            parameters={
-                "retention_days": settings.retention_days,
-                "idle_minutes": settings.session_timeout_minutes,
-                "behind_hours": settings.alert_behind_hours,
-                "database_gb": settings.alert_database_gb,
-            },
-        ).as_teardown()
-        send_alerts = report(finish_run.output, find_alerts.output).as_teardown()
-        mark_alerts_sent = PostgresOperator(
-            task_id="mark_alerts_sent", sql="watch/mark_alerts_sent.sql", parameters={"ids": send_alerts}
-        ).as_teardown()
-        last >> summarize_run >> finish_run >> find_alerts >> send_alerts >> mark_alerts_sent
+
+    template_fields = (*PostgresOperator.template_fields, "target", "written", "deleted", "unsealed")
+
+    def __init__(
+        self, *, target: Any = None, written: Any = (), deleted: Any = (), unsealed: Any = None, **kwargs: Any
+    ) -> None:
+        files = [*(f"watch/{name}.sql" for name in STATEMENTS), *(f"alerts/{name}.sql" for name in CONDITIONS)]
+        super().__init__(task_id=CLOSE_RUN, sql=files, **kwargs)
+        self.target, self.written, self.deleted, self.unsealed = target, written, deleted, unsealed
+
+    def execute(self, context: Context) -> None:
+        """Close the run."""
+        ti, run_id = context["ti"], context["run_id"]
+        dag: Any = context["dag"]
+        tasks = RunTasks(ti, dag.dag_id, run_id, [task.task_id for task in dag.topological_sort()])
+        statements = dict(zip([*STATEMENTS, *CONDITIONS], self.sql, strict=True))
+
+        def run(name: str, **parameters: Any) -> Any:
+            return self.run_statement(statements[name], {"job": dag.dag_id, "run_id": run_id} | parameters)
+
+        try:
+            [ledger] = run("finish_run", **self.summary(tasks))
+            report_metrics(dag.dag_id, ledger["result"])
+            [recent] = run("recent_runs")
+            if ended := list(ended_otherwise(ti, recent["result"])):
+                run("correct_runs", runs=json.dumps(ended))
+            found, unknown = [], []
+            for condition in CONDITIONS:
+                try:
+                    found += [{"condition": condition} | row for row in run(condition, **LIMITS)]
+                except psycopg.Error:  # The log names it, and its alerts stay as they are.
+                    unknown.append(condition)
+            [due] = run("keep_alerts", found=json.dumps(found), unknown=json.dumps(unknown))
+            if due["result"] and send(*alert_message(due["result"])):
+                run("mark_alerts_sent", ids=[alert["id"] for alert in due["result"]])
+        except psycopg.Error as error:
+            if not tasks.problems:
+                raise
+            # What kept the job from its work keeps this from its own, and people wait for the message about it.
+            raise AirflowFailException(
+                f"{sentence(error)} The next run of any job writes into the ledger how this one ended."
+            ) from None
+
+    def summary(self, tasks: RunTasks) -> dict[str, Any]:
+        """Return the parameters of finish_run.sql: what the run did."""
+        target = self.target
+        if isinstance(target, list):
+            days = [name for task in target for name in task["days"]]
+            target = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}, {len(days)} days" if days else None
+        batches = [batch for output in self.deleted for mapped in (output or [])[:] for batch in mapped]
+        return {
+            "target": target,
+            "rows_written": sum(result["rows"] for output in self.written for result in output or []),
+            "rows_deleted": sum(batch["rows"] for batch in batches),
+            "batches": len(batches),
+            "unsealed_days": sum(step["count"] for step in self.unsealed or []),
+            "outcome": "failed" if tasks.problems else "success",
+            "problem": " ".join(tasks.problems)[:1000] or None,
+        }
 
 
-@task(task_id="summarize_run", multiple_outputs=False)
-def summarize(
-    target: Any, written: Any, deleted: Any, unsealed: Any, ti: Any = None, dag: Any = None, run_id: Any = None
-) -> Any:
-    """Return the parameters of finish_run.sql."""
-    problems = failures(ti, dag, run_id)
-    batches = [batch for output in deleted for mapped in (output or [])[:] for batch in mapped]
-    if isinstance(target, list):
-        days = [name for tasks in target for name in tasks["days"]]
-        target = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}, {len(days)} days" if days else None
-    return {
-        "job": dag.dag_id,
-        "run_id": run_id,
-        "target": target,
-        "rows_written": sum(result["rows"] for output in written for result in output or []),
-        "rows_deleted": sum(batch["rows"] for batch in batches),
-        "batches": len(batches),
-        "unsealed_days": sum(step["count"] for step in unsealed or []),
-        "outcome": "failed" if problems else "success",
-        "problem": " ".join(problems)[:1000] or None,
-    }
+def close_run(last: Any, **kwargs: Any) -> None:
+    """Add the task that closes the run after the job's `last` task; `kwargs` are those of CloseRun."""
+    last >> CloseRun(**kwargs).as_teardown()
 
 
-@task(task_id="send_alerts")
-def report(run: Mapping[str, Any], alerts: Sequence[Mapping[str, Any]], dag: Any = None) -> list[int]:
-    """Send metrics, and one message about all alerts that are due; return the ids of the alerts that were sent."""
-    tags = {"job": dag.dag_id}
-    stats.timing("web_analytics.run_duration", run["duration_seconds"] * 1000, tags=tags)
+def ended_otherwise(ti: Any, ledger: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield what the ledger should say of the runs that have ended otherwise than it says.
+
+    :param ti: a task instance, which may ask Airflow for the states of runs.
+    :param ledger: the result of recent_runs.sql.
+    """
+    for group in ledger:
+        job, run_ids, written = group["job"], group["run_ids"], group["outcome"]
+        other = {"success": "failed", "failed": "success"}.get(written)
+        if other and not ti.get_dr_count(dag_id=job, run_ids=run_ids, states=[other]):
+            continue
+        for run_id in run_ids:
+            try:
+                state = ti.get_dagrun_state(job, run_id)
+            except AirflowRuntimeError as error:
+                if (error.error.detail or {}).get("status_code") != 404:
+                    raise
+                state = None
+            if state in ("success", "failed"):
+                outcome, problem = RunTasks(ti, job, run_id).outcome(state)
+            elif state is None and written == "running":
+                outcome, problem = "failed", "Airflow does not know the run any more."
+            else:
+                continue
+            if outcome != written:
+                yield {"job": job, "run_id": run_id, "outcome": outcome, "problem": problem and problem[:1000]}
+
+
+def report_metrics(job: str, ledger: Mapping[str, Any]) -> None:
+    """Report what a run did through Airflow's metrics.
+
+    :param ledger: the result of finish_run.sql.
+    """
+    tags = {"job": job}
+    stats.timing("web_analytics.run_duration", ledger["duration_seconds"] * 1000, tags=tags)
     for name in ("rows_read", "rows_written", "rows_deleted", "batches", "database_bytes", "error_rate"):
-        stats.gauge(f"web_analytics.{name}", run[name], tags=tags)
-    stats.incr(f"web_analytics.run_{run['outcome']}", tags=tags)
-    if not alerts:
-        return []
-    subject, text = alert_message(alerts)
-    return [alert["id"] for alert in alerts] if send(subject, text) else []
+        stats.gauge(f"web_analytics.{name}", ledger[name], tags=tags)
+    stats.incr(f"web_analytics.run_{ledger['outcome']}", tags=tags)
 
 
 def alert_message(alerts: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """Return the subject and the text of the message about alerts that are due.
 
-    :param alerts: the rows of find_alerts.sql.
+    :param alerts: the result of keep_alerts.sql: those of one state and condition follow each other.
     """
     lines = {
         "opened": "ALERT: {message}",
-        "still open": "STILL OPEN since {since} UTC: {message}",
-        "recovered": "RECOVERED, was open since {since} UTC: {message}",
+        "still open": "STILL OPEN since {opened_at} UTC: {message}",
+        "recovered": "RECOVERED, was open since {opened_at} UTC: {message}",
     }
+    paragraphs = []
+    for (state, condition), group in groupby(alerts, lambda alert: (alert["state"], alert["condition"])):
+        same = list(group)
+        paragraphs += [lines[state].format(**alert) for alert in same[:NAMED]]
+        if len(same) > NAMED:
+            paragraphs.append(f"... and {len(same) - NAMED} more of {condition}: the page Analytics names them.")
     first = alerts[0]
     what = f"{first['condition']} {first['subject']}".strip() + f": {first['state']}"
     more = f" and {len(alerts) - 1} more" if len(alerts) > 1 else ""
-    text = "\n\n".join(
-        lines[alert["state"]].format(message=alert["message"], since=alert["opened_at"][:16]) for alert in alerts
-    )
     # A website may have any name, and a subject only one line.
-    return " ".join(f"[Analytics] {what}{more}".split()), text
+    return " ".join(f"[Analytics] {what}{more}".split()), "\n\n".join(paragraphs)

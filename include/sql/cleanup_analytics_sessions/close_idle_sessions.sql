@@ -5,7 +5,7 @@
 -- The idle test is repeated on the latest version of each row, so a visitor who returns meanwhile stays open.
 -- A row that the application is writing at this moment is passed over: it is in use, and looked at again next run.
 -- Looks at all open sessions, which are few, and not only at old ones: where a clock was wrong, a session's last
--- activity can be before its start.
+-- activity can be before its start; the log says how many there are.
 WITH closed AS (
     UPDATE analytics_session AS session
     SET
@@ -33,6 +33,20 @@ SELECT
     CASE WHEN count(*) = %(batch_size)s::int THEN json_build_object('done', %(done)s::int + count(*)) END AS again,
     concat_ws(
         E'\n',
+        CASE
+            WHEN %(done)s::int = 0
+                THEN (
+                    SELECT
+                        format(
+                            '[Analytics Cleanup] Clock skew: %%s open session(s) with activity before their start, '
+                            || '%%s in the future',
+                            count(*) FILTER (WHERE session.last_activity_at < session.started_at),
+                            count(*) FILTER (WHERE session.last_activity_at > now())
+                        )
+                    FROM analytics_session AS session
+                    WHERE session.ended_at IS NULL AND session.deleted_at IS NULL
+                )
+        END,
         CASE WHEN count(*) > 0 THEN format('[Analytics Cleanup] Found %%s stale session(s) to close', count(*)) END,
         string_agg(
             format(

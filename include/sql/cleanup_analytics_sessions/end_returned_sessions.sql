@@ -1,6 +1,7 @@
 -- Ends one batch of sessions again that came back after they were closed and have been idle since.
 -- Params: idle_minutes (int), batch_size (int), done (int, ended by the batches before).
--- Result: one row: log, result (json: rows ended), again (json: parameters of the next batch; NULL after the last one).
+-- Result: one row: log, which ends with who is active now; result (json: rows ended), again (json: parameters of the
+--   next batch; NULL after the last one).
 -- Reads the whole table, on purpose, in about the order in which it is stored: an index that could find these rows
 -- would have to contain last_activity_at, and then no heartbeat of the application could be a HOT update any more.
 WITH ended AS (
@@ -41,6 +42,28 @@ SELECT
             WHEN count(*) < %(batch_size)s::int
                 THEN format(
                     '[Analytics Cleanup] Ended %%s session(s) again that had come back', %(done)s::int + count(*)
+                )
+        END,
+        CASE
+            WHEN count(*) < %(batch_size)s::int
+                THEN format(
+                    '[Analytics Cleanup] %%s visitor(s) active now; %%s idle session(s) left, since they were being '
+                    || 'written',
+                    (
+                        SELECT count(DISTINCT event.visitor_id) FROM analytics_event AS event
+                        WHERE
+                            event.timestamp >= now() - make_interval(mins => %(idle_minutes)s::int)
+                            AND event.timestamp <= now()
+                            AND event.deleted_at IS NULL
+                    ),
+                    (
+                        SELECT count(*) FROM analytics_session AS session
+                        WHERE
+                            session.ended_at IS NULL
+                            AND session.deleted_at IS NULL
+                            -- Not those whose timeout ended while the run went on.
+                            AND session.last_activity_at < now() - make_interval(mins => %(idle_minutes)s::int + 1)
+                    )
                 )
         END
     ) AS log

@@ -3,5 +3,5 @@
 UPDATE analytics_alert
 SET
     sent_at = CASE WHEN recovered_at IS NULL THEN now() ELSE sent_at END,
-    recovery_sent_at = CASE WHEN recovered_at IS NOT NULL THEN now() END
+    recovery_sent_at = CASE WHEN recovered_at IS NOT NULL THEN now() ELSE recovery_sent_at END
 WHERE id = any(%(ids)s::bigint[]);
