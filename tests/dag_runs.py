@@ -26,6 +26,8 @@ class Run:
     state: str
     tasks: dict[str, list[str]]
     """The states of each task, mapped ones in the order of their map index."""
+    tries: dict[str, list[int]]
+    """How often the instances of each task ran."""
     labels: dict[str, list[str]]
     """How the UI names the mapped tasks."""
     log: str
@@ -50,12 +52,14 @@ def run_dag(
     dag_run = dag.test(run_conf=conf or {}, logical_date=logical_date)
     instances = sorted(dag_run.get_task_instances(), key=lambda ti: (ti.task_id, ti.map_index))
     tasks: dict[str, list[str]] = {}
+    tries: dict[str, list[int]] = {}
     labels: dict[str, list[str]] = {}
     for ti in instances:
         tasks.setdefault(ti.task_id, []).append(str(ti.state))
+        tries.setdefault(ti.task_id, []).append(ti.try_number)
         labels.setdefault(ti.task_id, []).append(ti.rendered_map_index)
     log = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    return Run(str(dag_run.state), tasks, labels, log)
+    return Run(str(dag_run.state), tasks, tries, labels, log)
 
 
 def triggered_confs() -> list[Any]:

@@ -1,6 +1,8 @@
 """A failed run tells somebody: a real SMTP server and an HTTP server in Slack's place receive what Airflow sends."""
 
 import json
+import socket
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from email.message import EmailMessage
@@ -14,6 +16,7 @@ from conftest import Database
 from dag_runs import run_dag
 from postgres import free_port
 from sinks import ADDRESS, SECRET, mail_server, slack_server, text_of
+from web_analytics import alerts
 from web_analytics.alerts import describe
 from web_analytics.settings import settings
 
@@ -66,7 +69,7 @@ def test_one_message_per_channel_for_a_run_with_many_failed_batches(
     [message] = slack
     for channel in (text_of(mail), message["text"]):
         assert "of the job archive_old_analytics failed.\n" in channel
-        assert "What happened: delete_event_batch failed." in channel
+        assert "What happened: what its tasks say could not be read; see their logs." in channel
         assert "What was done: what its finished tasks did. It stays done" in channel
         assert "/dags/archive_old_analytics/runs/manual__" in channel
     assert SECRET not in run.log
@@ -108,10 +111,27 @@ def test_a_channel_that_is_down_says_so_and_does_not_keep_the_other_from_being_t
     assert len(slack) == 1
 
 
+def test_a_channel_that_accepts_and_hangs_does_not_keep_the_other_from_being_told(
+    slack: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        connection = {"conn_type": "smtp", "host": "127.0.0.1", "port": hanging.getsockname()[1]}
+        monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(connection | {"extra": {"disable_ssl": True}}))
+        monkeypatch.setattr(settings, "alert_email", ADDRESS)
+        assert alerts.CHANNEL_SECONDS * 2 < 50, "what Airflow gives to all of a callback"
+        monkeypatch.setattr(alerts, "CHANNEL_SECONDS", 1)
+        started = time.monotonic()
+        assert alerts.send("subject", "text")
+    assert time.monotonic() - started < 5
+    assert [message["text"] for message in slack] == ["*subject*\ntext"]
+    assert "The message through connection smtp_default could not be sent" in caplog.text
+
+
 def test_a_run_that_timed_out_is_not_blamed_on_the_task_that_had_not_finished() -> None:
     ti = SimpleNamespace(task_id="delete_event_batch", map_index=3, log_url="http://airflow/log")
-    context = {"dag": SimpleNamespace(dag_id="archive"), "run_id": "manual__1", "ti": ti, "reason": "timed_out"}
+    dag = SimpleNamespace(dag_id="archive", dagrun_timeout=timedelta(hours=24))
+    context = {"dag": dag, "run_id": "manual__1", "ti": ti, "reason": "timed_out"}
     _, text = describe(context)
-    assert "It ended (timed_out) before all its tasks had." in text
+    assert "What happened: It hit its time limit (1 day, 0:00:00) before all its tasks had ended." in text
     assert "delete_event_batch" not in text
     assert "/dags/archive/runs/manual__1" in text

@@ -1,4 +1,4 @@
-"""What people receive from a real Airflow: failed, killed, stopped and late runs, and the alerts that jobs watch for."""
+"""What people receive from a real Airflow: failed, killed and stopped runs, and the alerts that jobs watch for."""
 
 import json
 import shutil
@@ -22,26 +22,32 @@ from demo import connection
 from local_airflow import Airflow
 from sinks import ADDRESS, SECRET, mail_server, slack_server, text_of
 from web_analytics import schema
-from web_analytics.retention import POOL
 
 JOBS = ("aggregate_daily_analytics", "cleanup_analytics_sessions", "archive_old_analytics")
-# Made like the jobs, and too slow: one for its deadline and its time-out, one to be killed.
+# Jobs that are too slow: one for its time limit, one to be killed or marked.
 SLOW = """
 from datetime import timedelta
 from airflow.sdk import dag
-from web_analytics.job import job
+from web_analytics.job import JOB, check_database
 from web_analytics.postgres import PostgresOperator
+from web_analytics.watch import close_run
 
-@dag(**job(deadline=timedelta(seconds=1), dagrun_timeout=timedelta(seconds=8)), schedule=None)
+def sleep():
+    slept = PostgresOperator(task_id="sleep", sql="SELECT pg_sleep(600)", retries=0)
+    after = PostgresOperator(task_id="after", sql="SELECT 1")
+    check_database() >> slept >> after
+    close_run(after)
+
+@dag(**JOB | {"dagrun_timeout": timedelta(seconds=8)}, schedule=None)
 def slow():
-    PostgresOperator(task_id="sleep", sql="SELECT pg_sleep(600)")
+    sleep()
 
-@dag(**job(), schedule=None)
-def killed():
-    PostgresOperator(task_id="sleep", sql="SELECT pg_sleep(600)", retries=0)
+@dag(**JOB, schedule=None)
+def endless():
+    sleep()
 
 slow()
-killed()
+endless()
 """
 
 
@@ -140,9 +146,8 @@ def _live(state: Path, server: postgres.Server) -> Iterator[Live]:
         airflow.run("db", "migrate")
         airflow.finish("db")
         airflow.start(triggerer=False)
-        airflow.call("POST", "/api/v2/pools", {"name": POOL, "slots": 2})
-        airflow.wait_for_dags([*JOBS, "slow", "killed"])
-        for dag_id in (*JOBS, "slow", "killed"):
+        airflow.wait_for_dags([*JOBS, "slow", "endless"])
+        for dag_id in (*JOBS, "slow", "endless"):
             airflow.call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
         yield Live(airflow, database, mails, slack)
         database.close_connections()
@@ -167,22 +172,39 @@ def test_a_failed_run_is_one_message_that_says_what_happened(live: Live, midnigh
     assert "report_result" not in done
     # The link leads to the log's page of this Airflow.
     assert log.startswith(f"Log: {live.airflow.url}/dags/archive_old_analytics/runs/manual__")
+    assert log.endswith("/tasks/delete_event_batch/mapped/0")
     with urllib.request.urlopen(log.removeprefix("Log: ")) as page:
         assert page.status == 200
     assert SECRET not in text
 
 
+def test_a_failed_run_that_is_cleared_ends_well_and_the_ledger_says_so(live: Live) -> None:
+    """Just the failed tasks are cleared, so that the closing one does not run again."""
+    query = "SELECT outcome FROM analytics_job_run WHERE job = 'archive_old_analytics'"
+    [run] = live.airflow.call("GET", "/api/v2/dags/archive_old_analytics/dagRuns")["dag_runs"]
+    address = f"/api/v2/dags/archive_old_analytics/dagRuns/{run['dag_run_id']}"
+    assert (run["state"], live.database.value(query)) == ("failed", "failed")
+    live.airflow.call("POST", f"{address}/clear", {"dry_run": False, "only_failed": True})
+    live.wait(lambda: live.airflow.call("GET", address)["state"] == "success")
+    assert live.database.value("SELECT count(*) FROM analytics_event") == 0
+    assert live.run("cleanup_analytics_sessions") == "success"
+    assert live.database.value(query) == "success"
+    assert not live.mails
+
+
 def test_a_killed_process_is_told_about(live: Live) -> None:
-    live.start("killed")
+    live.start("endless")
     query = (
-        "SELECT client_port FROM pg_stat_activity WHERE application_name = 'airflow:killed.sleep' AND state = 'active'"
+        "SELECT client_port FROM pg_stat_activity WHERE application_name = 'airflow:endless.sleep' AND state = 'active'"
     )
     live.wait(lambda: live.database.query(query))
     port = live.database.value(query)
     [process] = [found for found in map(psutil.Process, _children(live)) if _is_connected_from(found, port)]
     process.kill()
-    text = live.received("[Analytics] killed failed")
-    assert "What happened: sleep: it failed without a word, as a killed process does.\nWhat was done: nothing." in text
+    text = live.received("[Analytics] endless failed")
+    assert "What happened: sleep: it failed without a word, as when its process was killed, or somebody marked" in text
+    assert "What was done: check_database. It stays done" in text
+    assert text.endswith("/tasks/sleep")
 
 
 def _children(live: Live) -> list[int]:
@@ -194,12 +216,36 @@ def _is_connected_from(process: Any, port: int) -> bool:
     return any(found.laddr and found.laddr.port == port for found in process.net_connections("tcp"))
 
 
-def test_a_run_that_is_late_and_then_stopped_is_told_about_twice(live: Live) -> None:
+def test_a_run_that_is_stopped_by_its_time_limit_is_told_about_once(live: Live) -> None:
     live.start("slow")
-    text = live.received("[Analytics] slow takes long")
-    assert "of the job slow has not ended within its deadline, and goes on." in text
     text = live.received("[Analytics] slow failed")
-    assert "What happened: It ended (timed_out) before all its tasks had." in text
+    assert "What happened: It hit its time limit (0:00:08) before all its tasks had ended." in text
+    assert live.run("cleanup_analytics_sessions") == "success"
+    problem = "The run hit its time limit (dagrun_timeout) before these had ended: after, sleep."
+    assert ledger(live, "slow") == ("failed", problem)
+    assert not live.mails
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_a_run_that_is_marked_by_hand_is_no_success_in_the_ledger(live: Live, state: str) -> None:
+    run = live.start("endless")
+    live.wait(lambda: live.database.query("SELECT 1 FROM pg_stat_activity WHERE query ~ '^SELECT pg_sleep'"))
+    live.airflow.call("PATCH", run, {"state": state})
+    live.wait(lambda: live.airflow.call("GET", run)["state"] in ("success", "failed"))
+    for _ in range(2):
+        outcome, problem = ledger(live, "endless")
+        assert outcome == "failed"
+        assert problem.endswith(
+            "These did not run, since somebody marked them or the run by hand (Airflow's audit log says who): after."
+        )
+        assert live.run("cleanup_analytics_sessions") == "success"
+
+
+def ledger(live: Live, job: str) -> tuple[str, str]:
+    """What the ledger says of the last run of a job: its outcome and problem."""
+    query = "SELECT outcome, problem FROM analytics_job_run WHERE job = %s ORDER BY started_at DESC LIMIT 1"
+    [row] = live.database.query(query, job)
+    return row["outcome"], row["problem"]
 
 
 def test_the_cleanup_watches_for_an_aggregation_that_never_ran(live: Live, now: datetime) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
+from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.observability import stats
 
 from web_analytics.alerts import send
@@ -76,8 +76,10 @@ class CloseRun(PostgresOperator):
             for condition in CONDITIONS:
                 try:
                     found += [{"condition": condition} | row for row in run(condition, **LIMITS)]
-                except psycopg.Error:  # The log names it, and its alerts stay as they are.
-                    unknown.append(condition)
+                except psycopg.Error as error:
+                    unknown.append(condition)  # its alerts stay as they are
+                    message = f"Whether to alert about {condition} could not be found out: {sentence(error)}"
+                    found.append({"condition": "not_watched", "subject": condition, "message": message})
             [due] = run("keep_alerts", found=json.dumps(found), unknown=json.dumps(unknown))
             if due["result"] and send(*alert_message(due["result"])):
                 run("mark_alerts_sent", ids=[alert["id"] for alert in due["result"]])
@@ -120,19 +122,18 @@ def ended_otherwise(ti: Any, ledger: Sequence[Mapping[str, Any]]) -> Iterator[di
     """
     for group in ledger:
         job, run_ids, written = group["job"], group["run_ids"], group["outcome"]
-        other = {"success": "failed", "failed": "success"}.get(written)
-        if other and not ti.get_dr_count(dag_id=job, run_ids=run_ids, states=[other]):
+
+        def count(run_ids: Sequence[str], *states: str, job: str = job) -> int:
+            return int(ti.get_dr_count(dag_id=job, run_ids=run_ids, states=states or None))
+
+        others = sorted({"success", "failed"} - {written})
+        # One question is enough where all is as it was.
+        if written != "running" and not count(run_ids, *others):
             continue
         for run_id in run_ids:
-            try:
-                state = ti.get_dagrun_state(job, run_id)
-            except AirflowRuntimeError as error:
-                if (error.error.detail or {}).get("status_code") != 404:
-                    raise
-                state = None
-            if state in ("success", "failed"):
+            if state := next((state for state in others if count([run_id], state)), None):
                 outcome, problem = RunTasks(ti, job, run_id).outcome(state)
-            elif state is None and written == "running":
+            elif written == "running" and not count([run_id]):
                 outcome, problem = "failed", "Airflow does not know the run any more."
             else:
                 continue
