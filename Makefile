@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/ready
-SOURCES = dags plugins include tests
+SOURCES = config dags dev plugins tests
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench laws lint schema lock clean
@@ -22,13 +22,13 @@ $(READY): requirements.txt
 	@touch $@
 
 demo: $(READY)  ## Run the three jobs in a real Airflow on sample traffic (KEEP=0: stop at the end; DATA=folder: own traffic)
-	@KEEP='$(KEEP)' DATA='$(DATA)' $(BIN)/python include/demo/demo.py
+	@KEEP='$(KEEP)' DATA='$(DATA)' $(BIN)/python dev/demo.py
 
 test: $(READY)  ## Run the tests
 	@$(BIN)/python -m pytest
 
 bench: $(READY)  ## Measure the jobs on an own PostgreSQL, some 15 minutes (ONLY=name: one benchmark)
-	@PYTHONPATH=dags:include/demo:tests $(BIN)/python -m benchmarks $(ONLY)
+	@PYTHONPATH=dags:dev:tests $(BIN)/python -m benchmarks $(ONLY)
 
 laws: $(READY)  ## Break each law in one line of a copy, and show the test that fails
 	@$(BIN)/python tests/laws.py
@@ -37,7 +37,7 @@ lint: $(READY)  ## Check the Python and SQL files, changing nothing
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/mypy
-	@$(BIN)/sqlfluff lint include
+	@$(BIN)/sqlfluff lint include dev
 
 schema: $(READY)  ## Install our table, indexes and grants: make schema DSN=postgresql://owner@host/database
 	@$(BIN)/python dags/web_analytics/schema.py '$(value DSN)'

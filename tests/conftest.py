@@ -23,9 +23,9 @@ from psycopg.rows import dict_row
 ROOT = Path(__file__).resolve().parents[1]
 SQL = ROOT / "include" / "sql"
 DATA = ROOT.parent / "shared" / "data"
-sys.path += [str(ROOT / "dags"), str(ROOT / "include" / "demo")]
+sys.path += [str(ROOT / "dags"), str(ROOT / "dev")]
 
-import postgres
+import embedded
 
 LOGIN = "airflow_jobs"
 """The role that the jobs use in the tests: a member of analytics_jobs and nothing else."""
@@ -33,13 +33,13 @@ DAYS_KEPT = 90
 
 BACKGROUND = ThreadPoolExecutor(thread_name_prefix="background")
 
-STATE = pytest.StashKey[tuple[Path, postgres.Server]]()
+STATE = pytest.StashKey[tuple[Path, embedded.Server]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     state = Path(tempfile.mkdtemp(prefix="web-analytics-tests-"))
     options = "-c fsync=off -c full_page_writes=off -c shared_buffers=256MB -c max_connections=60"
-    server = postgres.start(state, options)
+    server = embedded.start(state, options)
     config.stash[STATE] = (state, server)
     for name in [name for name in os.environ if name.startswith(("AIRFLOW", "ANALYTICS_"))]:
         del os.environ[name]
@@ -65,20 +65,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(pytestconfig: pytest.Config) -> postgres.Server:
+def server(pytestconfig: pytest.Config) -> embedded.Server:
     """The PostgreSQL server of the test session."""
     return pytestconfig.stash[STATE][1]
 
 
 @pytest.fixture(scope="session")
-def template(server: postgres.Server) -> str:
+def template(server: embedded.Server) -> str:
     """A database with the application's tables and everything that the installer adds."""
     from web_analytics import schema
 
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute("CREATE DATABASE template_analytics")
     with psycopg.connect(server.dsn("template_analytics")) as connection:
-        connection.execute((ROOT / "include" / "demo" / "application.sql").read_bytes())
+        connection.execute((ROOT / "dev" / "application.sql").read_bytes())
     schema.install(server.dsn("template_analytics"), "analytics,public")
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {LOGIN} LOGIN IN ROLE analytics_jobs")
@@ -189,7 +189,7 @@ class Database:
 
 
 @pytest.fixture
-def database(server: postgres.Server, template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+def database(server: embedded.Server, template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     """An empty analytics database of the test's own, which Airflow's connection analytics_db leads to."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
@@ -215,7 +215,7 @@ def run(database: Database) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def airflow_metadata(server: postgres.Server) -> None:
+def airflow_metadata(server: embedded.Server) -> None:
     """Airflow's own database, made once."""
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute("CREATE DATABASE airflow")

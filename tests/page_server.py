@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-import postgres
+import embedded
 from conftest import ROOT, Database
 from local_airflow import READER, Airflow
 
@@ -71,7 +71,7 @@ class Page:
 
 @pytest.fixture(scope="session")
 def server_page(
-    server: postgres.Server, template: str, airflow_metadata: None, tmp_path_factory: pytest.TempPathFactory
+    server: embedded.Server, template: str, airflow_metadata: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Page]:
     """A real api-server with the plugin, which knows the DAGs."""
     from airflow.dag_processing.bundles.manager import DagBundlesManager

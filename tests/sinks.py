@@ -12,7 +12,7 @@ from typing import Any
 
 from aiosmtpd.controller import Controller
 
-from postgres import free_port
+from embedded import free_port
 
 ADDRESS = "oncall@example.org"
 SECRET = "secret"

@@ -14,7 +14,7 @@ import pytest
 from aggregation_steps import aggregate
 from conftest import Database
 from dag_runs import run_dag
-from postgres import free_port
+from embedded import free_port
 from sinks import ADDRESS, SECRET, mail_server, slack_server, text_of
 from web_analytics import alerts
 from web_analytics.alerts import describe

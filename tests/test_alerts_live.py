@@ -1,6 +1,7 @@
 """What people receive from a real Airflow: failed, killed and stopped runs, and the alerts that jobs watch for."""
 
 import json
+import os
 import shutil
 import time
 import urllib.request
@@ -15,7 +16,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
-import postgres
+import embedded
 from aggregation_steps import aggregate_due
 from conftest import ROOT, Database
 from demo import connection
@@ -101,7 +102,7 @@ class Live:
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Airflow with the three jobs and the slow ones, started once."""
     state = tmp_path_factory.mktemp("live")
-    server = postgres.start(state, "-c fsync=off")
+    server = embedded.start(state, "-c fsync=off")
     try:
         yield from _live(state, server)
     finally:
@@ -109,12 +110,12 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         shutil.rmtree(server.home, ignore_errors=True)
 
 
-def _live(state: Path, server: postgres.Server) -> Iterator[Live]:
+def _live(state: Path, server: embedded.Server) -> Iterator[Live]:
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         admin.execute("CREATE DATABASE airflow")
         admin.execute("CREATE DATABASE analytics")
     with psycopg.connect(server.dsn("analytics")) as admin:
-        admin.execute((ROOT / "include" / "demo" / "application.sql").read_bytes())
+        admin.execute((ROOT / "dev" / "application.sql").read_bytes())
     schema.install(server.dsn("analytics"), "analytics,public")
     database = Database(server.dsn("analytics"))
     database.connection.execute("CREATE ROLE airflow_jobs LOGIN IN ROLE analytics_jobs")
@@ -141,7 +142,7 @@ def _live(state: Path, server: postgres.Server) -> Iterator[Live]:
             "ANALYTICS_AGGREGATE_SCHEDULE": "0 0 29 2 *",
             "ANALYTICS_CLEANUP_SCHEDULE": "0 0 29 2 *",
             "ANALYTICS_ARCHIVE_SCHEDULE": "0 0 29 2 *",
-            "PYTHONPATH": str(ROOT / "dags"),
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "config"), str(ROOT / "dags")]),
         }
         airflow.run("db", "migrate")
         airflow.finish("db")

@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-import postgres
+import embedded
 from conftest import LOGIN, Database
 from web_analytics import schema
 
@@ -413,7 +413,7 @@ def test_a_collation_by_which_different_texts_are_equal(database: Database, colu
 
 
 def test_a_standby(tmp_path: Path) -> None:
-    own = postgres.start(tmp_path, "-c fsync=off")
+    own = embedded.start(tmp_path, "-c fsync=off")
     try:
         own.stop()
         (own.data / "standby.signal").touch()
@@ -428,7 +428,7 @@ def test_a_standby(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "EUC_JP"])
-def test_an_encoding_that_is_not_utf_8(server: postgres.Server, encoding: str) -> None:
+def test_an_encoding_that_is_not_utf_8(server: embedded.Server, encoding: str) -> None:
     name = f"encoded_{encoding.lower()}"
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'".encode())

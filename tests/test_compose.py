@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "docker-compose.yaml"
 SERVICES = yaml.safe_load(FILE.read_text())["services"]
-FOLDERS = ["dags", "include", "plugins"]
+FOLDERS = ["config", "dags", "include", "plugins"]
 AIRFLOW = ["init", "api-server", "scheduler", "dag-processor", "triggerer"]
 REQUIRED = {
     "POSTGRES_PASSWORD",

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-import postgres
+import embedded
 from conftest import BACKGROUND, LOGIN, ROOT, Database
 from crash_runs import AGGREGATE, ARCHIVE, BATCH_SIZE, CLEANUP, JOBS, TABLES, Tables, run_jobs, seed, tables
 from local_airflow import Airflow, terminate
@@ -41,7 +41,7 @@ def small_batches() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def template(template: str, server: postgres.Server) -> str:
+def template(template: str, server: embedded.Server) -> str:
     """The database that each test has a copy of."""
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE template_crashes TEMPLATE {template}".encode())
@@ -52,7 +52,7 @@ def template(template: str, server: postgres.Server) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(template: str, server: postgres.Server, airflow_metadata: None, small_batches: None) -> list[Tables]:
+def undisturbed(template: str, server: embedded.Server, airflow_metadata: None, small_batches: None) -> list[Tables]:
     """The tables after each job when nothing goes wrong."""
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE undisturbed TEMPLATE {template}".encode())
@@ -124,7 +124,7 @@ class Proxy(socketserver.ThreadingTCPServer):
 
 
 def test_connection_lost_in_a_commit(
-    database: Database, server: postgres.Server, undisturbed: list[Tables], monkeypatch: pytest.MonkeyPatch
+    database: Database, server: embedded.Server, undisturbed: list[Tables], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Proxy(server.port) as proxy:
         BACKGROUND.submit(proxy.serve_forever)
@@ -243,9 +243,9 @@ def until(condition: Callable[[], T]) -> T:
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[postgres.Server]:
+def own_server(tmp_path: Path) -> Iterator[embedded.Server]:
     """A server that may crash: with fsync, and synchronous_commit as it is by default."""
-    server = postgres.start(tmp_path)
+    server = embedded.start(tmp_path)
     try:
         yield server
     finally:
@@ -254,10 +254,10 @@ def own_server(tmp_path: Path) -> Iterator[postgres.Server]:
 
 
 def test_server_crashes(
-    own_server: postgres.Server, undisturbed: list[Tables], monkeypatch: pytest.MonkeyPatch
+    own_server: embedded.Server, undisturbed: list[Tables], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with psycopg.connect(own_server.dsn()) as connection:
-        connection.execute((ROOT / "include" / "demo" / "application.sql").read_bytes())
+        connection.execute((ROOT / "dev" / "application.sql").read_bytes())
     schema.install(own_server.dsn(), "analytics,public")
     database = Database(own_server.dsn())
     database.connection.execute(f"CREATE ROLE {LOGIN} LOGIN IN ROLE analytics_jobs".encode())
@@ -288,7 +288,7 @@ def test_server_crashes(
 
 
 @pytest.fixture
-def metadata(server: postgres.Server) -> Iterator[Connection]:
+def metadata(server: embedded.Server) -> Iterator[Connection]:
     """An empty database for a real Airflow."""
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute("CREATE DATABASE airflow_of_crashes")
@@ -297,7 +297,7 @@ def metadata(server: postgres.Server) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def airflow(tmp_path: Path, server: postgres.Server, metadata: Connection, database: Database) -> Iterator[Airflow]:
+def airflow(tmp_path: Path, server: embedded.Server, metadata: Connection, database: Database) -> Iterator[Airflow]:
     """A real Airflow, whose connection leads to the test's database."""
     analytics = {
         "conn_type": "postgres",

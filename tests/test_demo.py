@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-import postgres
+import embedded
 import traffic
 from conftest import Database
 
@@ -128,16 +128,16 @@ def test_loader_names_a_missing_file(database: Database, tmp_path: Path) -> None
 
 
 def test_server_is_adopted_and_heals_after_a_kill(tmp_path: Path) -> None:
-    server = postgres.start(tmp_path, "-c fsync=off")
+    server = embedded.start(tmp_path, "-c fsync=off")
     try:
-        assert postgres.start(tmp_path) == server
+        assert embedded.start(tmp_path) == server
         os.kill(int((server.data / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
-        healed = postgres.start(tmp_path, "-c fsync=off")
+        healed = embedded.start(tmp_path, "-c fsync=off")
         with psycopg.connect(healed.dsn()) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
         healed.stop()
         with pytest.raises(psycopg.OperationalError):
             psycopg.connect(healed.dsn(), connect_timeout=2)
     finally:
-        postgres.start(tmp_path).stop("immediate")
+        embedded.start(tmp_path).stop("immediate")
         shutil.rmtree(server.home)

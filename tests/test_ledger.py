@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from conftest import Database
 from dag_runs import run_dag
-from postgres import free_port
+from embedded import free_port
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
 
@@ -175,16 +175,16 @@ def test_a_python_task_that_fails_says_why(database: Database, capsys: pytest.Ca
 def test_a_condition_that_cannot_be_asked_is_an_alert_and_the_others_are_asked(
     database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    database.session("2026-01-01 00:00Z", "2026-01-01 00:00Z")
-    database.run("watch/start_run.sql", job="other", run_id="lost", timezone="UTC")
     database.connection.execute(
-        "UPDATE analytics_job_run SET started_at = now() - interval '1 day', job = 'aggregate_daily_analytics';"
-        "DROP FUNCTION analytics_anomalies; ALTER FUNCTION analytics_websites RENAME TO websites"
+        "INSERT INTO analytics_job_run (job, run_id, started_at, outcome, late_events)"
+        " VALUES ('archive_old_analytics', 'x', now(), 'success', 6000);"
+        "ALTER FUNCTION analytics_websites RENAME TO websites"
     )
     run = run_dag(CLEANUP, capsys)
     assert (run.state, run.tasks["close_run"]) == ("success", ["success"])
     message = "Whether to alert about retention_backlog could not be found out: function analytics_websites() does not"
     assert f"[Analytics Watch] opened: {message}" in run.log
+    assert "[Analytics Watch] opened: 6000 event(s) came for days that were sealed already" in run.log
 
 
 def test_a_database_that_is_down_fails_the_first_task_and_is_not_waited_for_again(

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from airflow.sdk.exceptions import AirflowException
 
-import postgres
+import embedded
 from conftest import ROOT, Database
 from operator_steps import execute, prepare
 
@@ -83,7 +83,7 @@ def test_a_killed_process_leaves_no_statement_behind(database: Database) -> None
 def test_a_server_that_crashes_under_the_statement_is_a_passing_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = postgres.start(tmp_path, "-c fsync=off")
+    own = embedded.start(tmp_path, "-c fsync=off")
     try:
         monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_DB", own.dsn().replace("postgresql", "postgres", 1))
         with psycopg.connect(own.dsn(), autocommit=True) as connection:

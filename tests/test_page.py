@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
+import embedded
 import page_rows
-import postgres
 from conftest import ROOT, Database
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def test_missing_connection_and_stopped_database(page: Page, database: Database)
     status, answer = page.request("/analytics/data/status")
     assert status == 503
     assert "no connection analytics_reader: make a login" in json.loads(answer)["problem"]
-    page.connect(database, port=postgres.free_port())
+    page.connect(database, port=embedded.free_port())
     status, answer = page.request("/analytics/data/status")
     assert status == 503
     assert "database does not answer: check that it runs" in json.loads(answer)["problem"]

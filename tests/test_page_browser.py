@@ -13,8 +13,8 @@ import pytest
 from playwright.sync_api import Browser, Frame, expect, sync_playwright
 from playwright.sync_api import Page as Tab
 
+import embedded
 import page_rows
-import postgres
 from conftest import Database
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def test_empty_tables_say_what_to_do(tab: Tab) -> None:
 
 
 def test_missing_database_and_login_are_one_sentence(tab: Tab, page: Page, database: Database) -> None:
-    page.connect(database, port=postgres.free_port())
+    page.connect(database, port=embedded.free_port())
     frame = look(tab, "/plugin/analytics")
     expect(frame.locator("#problem")).to_contain_text("The analytics database does not answer")
     assert not frame.locator("main").is_visible()

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-import postgres
+import embedded
 from conftest import Database
 from operator_steps import execute, execute_batches
 from web_analytics.postgres import LOG_LINES, REPEATABLE_READ, SessionPostgresHook, sentence
@@ -274,7 +274,7 @@ class TestErrors:
         assert sentence(TypeError("a\nb")) == "TypeError: a b; the task's log has more."
 
     def test_no_password_in_the_log(self, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
-        port = postgres.free_port()
+        port = embedded.free_port()
         monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_DB", f"postgres://someone:hunter2@127.0.0.1:{port}/nowhere")
         with pytest.raises(psycopg.OperationalError) as raised:
             execute("SELECT 1")

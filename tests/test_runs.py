@@ -22,8 +22,15 @@ def tasks(states: dict[str, str | None], **said: Any) -> RunTasks:
 
 def test_tasks_are_named_in_the_order_of_the_dag_and_mapped_ones_counted() -> None:
     found = tasks(
-        {"last": "success", "aggregate_day_0": "success", "aggregate_day_10": "failed", "aggregate_day_2": "failed"}
-        | {"check": "success", "other": None, "close_run": "running"},
+        {
+            "last": "success",
+            "aggregate_day_0": "success",
+            "aggregate_day_10": "failed",
+            "aggregate_day_2": "failed",
+            "check": "success",
+            "other": None,
+            "close_run": "running",
+        },
         aggregate_day=[None, "day 2: oh.", "day 10: oh."],
     )
     assert [name for _, name in found.named("success")] == ["check", "aggregate_day (1 of 3)", "last"]

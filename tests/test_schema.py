@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-import postgres
+import embedded
 from conftest import BACKGROUND, ROOT, Database
 from web_analytics import schema
 
@@ -51,13 +51,13 @@ PRIVILEGES = {
 
 
 @pytest.fixture
-def shop(server: postgres.Server) -> Iterator[Database]:
+def shop(server: embedded.Server) -> Iterator[Database]:
     """A shop's database: the application's tables with some rows, and nothing of ours."""
     name = f"shop_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}".encode())
     shop = Database(server.dsn(name))
-    shop.connection.execute((ROOT / "include" / "demo" / "application.sql").read_bytes())
+    shop.connection.execute((ROOT / "dev" / "application.sql").read_bytes())
     for n in range(3):
         shop.event(f"2024-01-0{n + 1}T00:00Z")
         shop.session(shop.value("SELECT NOW()"), shop.value("SELECT NOW()"))
@@ -461,7 +461,7 @@ def test_the_snapshots_of_another_server_show_nothing(release: Database) -> None
     assert release.query("SELECT * FROM analytics_purge_batch") == []
 
 
-def test_an_upgrade_ends_where_a_new_installation_does(server: postgres.Server, release: Database) -> None:
+def test_an_upgrade_ends_where_a_new_installation_does(server: embedded.Server, release: Database) -> None:
     fill(release)
     schema.install(release.dsn, SEARCH_PATH)
     name = f"fresh_{uuid.uuid4().hex[:12]}"
@@ -469,7 +469,7 @@ def test_an_upgrade_ends_where_a_new_installation_does(server: postgres.Server, 
         connection.execute(f"CREATE DATABASE {name}".encode())
     fresh = Database(server.dsn(name))
     try:
-        fresh.connection.execute((ROOT / "include" / "demo" / "application.sql").read_bytes())
+        fresh.connection.execute((ROOT / "dev" / "application.sql").read_bytes())
         schema.install(fresh.dsn, SEARCH_PATH)
         assert blueprint(release) == blueprint(fresh)
     finally:
@@ -669,7 +669,7 @@ def test_without_the_applications_tables_one_sentence_says_so(shop: Database, mi
 
 
 def test_a_server_that_does_not_answer_is_one_sentence() -> None:
-    done = run(f"postgresql://postgres@127.0.0.1:{postgres.free_port()}/shop")
+    done = run(f"postgresql://postgres@127.0.0.1:{embedded.free_port()}/shop")
     assert done.returncode == 1
     assert done.stderr.startswith("The schema was not installed: connection failed")
     assert "Traceback" not in done.stderr

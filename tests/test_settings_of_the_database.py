@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-import postgres
+import embedded
 from alert_steps import CONDITIONS, LIMITS
 from conftest import LOGIN, ROOT, SQL, Database
 from dag_runs import run_dag
@@ -240,7 +240,7 @@ def tables(database: Database) -> dict[str, Any]:
 
 
 @contextmanager
-def new_database(server: postgres.Server, template: str, options: str = "") -> Iterator[Database]:
+def new_database(server: embedded.Server, template: str, options: str = "") -> Iterator[Database]:
     """A database beside the test's own."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
@@ -261,7 +261,7 @@ def cache() -> dict[str, Any]:
 
 @pytest.fixture
 def expected(
-    server: postgres.Server,
+    server: embedded.Server,
     template: str,
     cache: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -357,7 +357,7 @@ def test_settings_last_where_every_statement_is_not_a_transaction(database: Data
 
 
 @pytest.fixture
-def login(server: postgres.Server) -> Iterator[str]:
+def login(server: embedded.Server) -> Iterator[str]:
     """A login of the test's own."""
     name = f"login_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
@@ -368,7 +368,7 @@ def login(server: postgres.Server) -> Iterator[str]:
 
 def test_no_privilege_of_public_is_needed(
     expected: dict[str, Any],
-    server: postgres.Server,
+    server: embedded.Server,
     login: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -384,7 +384,7 @@ def test_no_privilege_of_public_is_needed(
             f"{everything} REVOKE ALL ON DATABASE {name} FROM PUBLIC; REVOKE ALL ON SCHEMA public FROM PUBLIC".encode()
         )
         with database.connect(login) as owner:
-            owner.execute((ROOT / "include" / "demo" / "application.sql").read_bytes())
+            owner.execute((ROOT / "dev" / "application.sql").read_bytes())
         schema.install(database.dsn.replace("postgres@", f"{login}@"), "analytics,public")
         found = Jobs(database, monkeypatch).all(capsys)
     for name, rows in expected.items():
@@ -440,9 +440,9 @@ def test_a_setting_that_a_session_may_not_have_of_its_own_is_refused(
         step("check_database", {"version": schema.version()})
 
 
-def test_a_database_without_an_encoding_is_refused(server: postgres.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_without_an_encoding_is_refused(server: embedded.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with new_database(server, "template0", "ENCODING 'SQL_ASCII' LOCALE 'C'") as database:
-        database.connection.execute((ROOT / "include" / "demo" / "application.sql").read_bytes())
+        database.connection.execute((ROOT / "dev" / "application.sql").read_bytes())
         schema.install(database.dsn, "analytics,public")
         connect_airflow(database, monkeypatch, "analytics,public")
         with pytest.raises(
@@ -465,7 +465,7 @@ def test_no_function_that_reads_raw_rows_is_compiled(database: Database) -> None
 
 @pytest.fixture
 def reader(
-    server: postgres.Server, login: str, database: Database, monkeypatch: pytest.MonkeyPatch
+    server: embedded.Server, login: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], dict[str, Any]]:
     """What the page answers to the role of its connection, by the name of the query."""
     monkeypatch.syspath_prepend(str(ROOT / "plugins"))

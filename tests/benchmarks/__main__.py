@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import postgres
+import embedded
 from benchmarks.backlog import backlog
 from benchmarks.bench import ROUNDS, SERVER_OPTIONS, Bench
 from benchmarks.days import aggregate, due
@@ -35,7 +35,7 @@ def main(names: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="web-analytics-bench-") as folder:
         os.environ |= {"AIRFLOW_HOME": f"{folder}/airflow", "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
-        server = postgres.start(Path(folder), SERVER_OPTIONS)
+        server = embedded.start(Path(folder), SERVER_OPTIONS)
         try:
             bench = Bench(Path(folder), server)
             bench.install()

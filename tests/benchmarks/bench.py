@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-import postgres
+import embedded
 from conftest import LOGIN, ROOT, SQL
 
 ROUNDS = 5
@@ -78,7 +78,7 @@ ORDER BY moment  -- the order of arrival
 class Database:
     """One analytics database."""
 
-    server: postgres.Server
+    server: embedded.Server
     name: str
     loaded: int = 0
 
@@ -193,7 +193,7 @@ class Bench:
     """What a benchmark is given: a server, and a way to report."""
 
     state: Path
-    server: postgres.Server
+    server: embedded.Server
     exceeded: list[str] = field(default_factory=list)
 
     def database(self, name: str, template: str = "empty_analytics") -> Database:
@@ -210,7 +210,7 @@ class Bench:
         with psycopg.connect(self.server.dsn(), autocommit=True) as connection:
             connection.execute("CREATE DATABASE empty_analytics")
         with psycopg.connect(self.server.dsn("empty_analytics")) as connection:
-            connection.execute((ROOT / "include" / "demo" / "application.sql").read_bytes())
+            connection.execute((ROOT / "dev" / "application.sql").read_bytes())
         with contextlib.redirect_stdout(io.StringIO()):
             schema.install(self.server.dsn("empty_analytics"), "analytics,public")
         with psycopg.connect(self.server.dsn(), autocommit=True) as connection:

@@ -16,9 +16,9 @@ from typing import Any, Self
 
 import psutil  # type: ignore[import-untyped]
 
-from postgres import Server, free_port
+from embedded import Server, free_port
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 PROGRAMS = Path(sys.executable).parent
 USER = "admin"
 READER = "airflow_reader"  # the login of the Analytics page in the database
@@ -55,7 +55,7 @@ def environment(state: Path, server: Server, connection: dict[str, Any], port: i
         "SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_PORT": free_port(),
         "USAGE_DATA_COLLECTION__ENABLED": False,
     }
-    if sys.platform == "linux":  # where the preload of plugins/ works; 3.14 would start each task's process afresh
+    if sys.platform == "linux":  # where the preload of config/ works; 3.14 would start each task's process afresh
         settings["CORE__MP_START_METHOD"] = "fork"
     return (
         {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
@@ -64,6 +64,7 @@ def environment(state: Path, server: Server, connection: dict[str, Any], port: i
             "AIRFLOW_HOME": str(state / "airflow"),
             "AIRFLOW_CONN_ANALYTICS_DB": json.dumps(connection),
             "AIRFLOW_CONN_ANALYTICS_READER": json.dumps(connection | {"login": READER}),
+            "PYTHONPATH": str(REPOSITORY / "config"),  # elsewhere, $AIRFLOW_HOME/config is on the path
             "PATH": f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             # Tasks talk to the api-server: not through a company's proxy.
             "NO_PROXY": local,

@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 import psycopg
 from psycopg import sql
 
-import postgres
-import report
+import embedded
+import output
 import traffic
 from local_airflow import READER, REPOSITORY, USER, Airflow
 
@@ -54,7 +54,7 @@ def main() -> int:
             finally:
                 for number in STOPPING:
                     signal.signal(number, signal.SIG_IGN)  # nothing is left half stopped
-                line = report.Line("Stopping")
+                line = output.Line("Stopping")
                 stack.close()
                 line.done("Stopped")
     except KeyboardInterrupt:
@@ -67,9 +67,9 @@ def main() -> int:
 def demo(stack: ExitStack, lock: int, folder: str, keep: bool) -> int:
     """The steps of the demo; what they start is stopped by `stack`. Returns the exit code."""
     print("\nWeb analytics jobs on Airflow, with a PostgreSQL of their own\n")
-    line = report.Line("PostgreSQL")
+    line = output.Line("PostgreSQL")
     # What a power failure would take back is a demo's; a commit need not wait for the disk.
-    server = postgres.start(STATE, "-c synchronous_commit=off")
+    server = embedded.start(STATE, "-c synchronous_commit=off")
     stack.callback(server.stop)
     line.done(f"PostgreSQL on port {server.port}")
 
@@ -77,11 +77,11 @@ def demo(stack: ExitStack, lock: int, folder: str, keep: bool) -> int:
     migrating = create_metadata(airflow, server)
     prepare(server, Path(folder).resolve() if folder else None)
     if migrating:
-        line = report.Line("Airflow's metadata database")
+        line = output.Line("Airflow's metadata database")
         airflow.finish("db")
         keep_metadata(server)
         line.done("Airflow's metadata database, made once")
-    line = report.Line("Airflow")
+    line = output.Line("Airflow")
     airflow.start(triggerer=keep)
     airflow.call("POST", "/api/v2/pools", POOL)
     airflow.wait_for_dags(DAGS)
@@ -98,7 +98,7 @@ def demo(stack: ExitStack, lock: int, folder: str, keep: bool) -> int:
     return 0 if ok else 1
 
 
-def connection(server: postgres.Server) -> dict[str, Any]:
+def connection(server: embedded.Server) -> dict[str, Any]:
     """Airflow's connection to the analytics database: a role that can do what the jobs need, and no more."""
     return {
         "conn_type": "postgres",
@@ -110,7 +110,7 @@ def connection(server: postgres.Server) -> dict[str, Any]:
     }
 
 
-def create_metadata(airflow: Airflow, server: postgres.Server) -> bool:
+def create_metadata(airflow: Airflow, server: embedded.Server) -> bool:
     """Give Airflow a fresh metadata database, without the runs and the settings of the demo before.
 
     Migrating one takes seconds: done once per version of Airflow. Returns whether it is being done now.
@@ -123,15 +123,15 @@ def create_metadata(airflow: Airflow, server: postgres.Server) -> bool:
     return not template
 
 
-def keep_metadata(server: postgres.Server) -> None:
+def keep_metadata(server: embedded.Server) -> None:
     """Keep the migrated, empty metadata database as the template of the next."""
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         _create_database(admin, _template(), "airflow")
 
 
-def prepare(server: postgres.Server, folder: Path | None) -> None:
+def prepare(server: embedded.Server, folder: Path | None) -> None:
     """A fresh analytics database: the application's tables, its traffic, then what the jobs need."""
-    line = report.Line("Traffic")
+    line = output.Line("Traffic")
     given = folder is not None
     if folder is None:
         folder = STATE / "traffic"
@@ -144,7 +144,7 @@ def prepare(server: postgres.Server, folder: Path | None) -> None:
     counts = f"{rows['analytics_event']:,} events in {rows['analytics_session']:,} sessions"
     line.done(f"Traffic of {folder.name}: {counts}" if given else f"Sample traffic: {counts}")
 
-    line = report.Line("Schema")
+    line = output.Line("Schema")
     installed = subprocess.run(
         [sys.executable, SCHEMA, server.dsn("analytics")], capture_output=True, text=True, check=False
     )
@@ -158,32 +158,32 @@ def prepare(server: postgres.Server, folder: Path | None) -> None:
     line.done("Daily stats table, indexes and grants")
 
 
-def run_dags(airflow: Airflow, server: postgres.Server) -> bool:
+def run_dags(airflow: Airflow, server: embedded.Server) -> bool:
     """Run the three DAGs and print what they changed. Returns whether all succeeded."""
     print()
     with psycopg.connect(server.dsn("analytics"), autocommit=True) as database:
         database.execute("SET search_path = analytics, public")
-        due = report.due_sessions(database)
+        due = output.due_sessions(database)
         aggregate = airflow.trigger(AGGREGATE)
         cleanup = airflow.trigger(CLEANUP)
         # Both are watched to their ends, whatever the first one's is.
         if not all([watch(airflow, AGGREGATE, aggregate), watch(airflow, CLEANUP, cleanup)]):
             return False
-        report.daily_stats(database)
-        report.closed_sessions(database, due)
-        before = report.raw_data(database)
+        output.daily_stats(database)
+        output.closed_sessions(database, due)
+        before = output.raw_data(database)
         archive = airflow.trigger(ARCHIVE)
         if not watch(airflow, ARCHIVE, archive):
             return False
         print_batches(airflow, archive)
-        print(f"\n    Raw data before: {before}\n    Raw data after:  {report.raw_data(database)}")
+        print(f"\n    Raw data before: {before}\n    Raw data after:  {output.raw_data(database)}")
         print("    PostgreSQL uses the space of deleted rows for new ones.")
     return True
 
 
 def watch(airflow: Airflow, dag_id: str, run_id: str) -> bool:
     """Show a run's progress until it ends, name failed tasks with their logs; returns whether it succeeded."""
-    line = report.Line(dag_id)
+    line = output.Line(dag_id)
     run = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"
     instances = f"{run}/taskInstances?limit=5"
     retried = set()
@@ -226,7 +226,7 @@ def print_batches(airflow: Airflow, run_id: str) -> None:
             rows.append((batch["rendered_map_index"], count, f"{batch['duration']:.1f} s"))
         print(f"\n    delete_{what}_batch, {mapped['total_entries']} mapped task(s)")
         if rows:
-            report.table(("batch", "rows deleted", "took"), rows)
+            output.table(("batch", "rows deleted", "took"), rows)
         if mapped["total_entries"] > len(rows):
             print(f"      and {mapped['total_entries'] - len(rows)} more")
 

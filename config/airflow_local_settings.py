@@ -1,7 +1,7 @@
 """Preloads, into the scheduler, what every task of the bundle imports.
 
 LocalExecutor forks its task processes from the scheduler: what is loaded there need not be loaded again by each task,
-which is most of a short task's time. Airflow imports this file at start-up because plugins/ is on its path.
+which is most of a short task's time. Airflow imports this file at start-up because $AIRFLOW_HOME/config is on its path.
 """
 
 import importlib
