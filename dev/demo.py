@@ -34,7 +34,6 @@ AGGREGATE, CLEANUP, ARCHIVE = DAGS = (
     "cleanup_analytics_sessions",
     "archive_old_analytics",
 )
-POOL = {"name": "analytics_archive", "slots": 2, "description": "Batches deleted at the same time"}
 LISTED = 20  # batches shown of one task
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -83,7 +82,6 @@ def demo(stack: ExitStack, lock: int, folder: str, keep: bool) -> int:
         line.done("Airflow's metadata database, made once")
     line = output.Line("Airflow")
     airflow.start(triggerer=keep)
-    airflow.call("POST", "/api/v2/pools", POOL)
     airflow.wait_for_dags(DAGS)
     line.done(f"Airflow {version('apache-airflow')} on port {airflow.port}")
     ok = run_dags(airflow, server)

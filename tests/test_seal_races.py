@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from aggregation_steps import AGGREGATE, aggregate
+from alert_steps import find_alerts
 from conftest import LOGIN, Database
 from retention_steps import (
     CUTOFF,
@@ -261,9 +262,7 @@ class TestLateEvents:
             old | {column: row[column] for column in changed} for old, row in zip(before, rows, strict=True)
         ]
         assert counted.value("SELECT late_events FROM analytics_job_run") == 6000
-        alerts = counted.run(
-            "watch/find_alerts.sql", run.connection, retention_days=90, idle_minutes=30, behind_hours=36, database_gb=10
-        )[0]["result"]
+        alerts = find_alerts(counted, run.connection)
         assert [alert["message"] for alert in alerts if alert["condition"] == "late_events"] == [
             (
                 "6000 event(s) came for days that were sealed already; they are counted as late, without their visitors "

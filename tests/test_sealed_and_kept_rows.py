@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import psycopg
 import pytest
 
 from aggregation_steps import aggregate, aggregate_due, find, seal, set_zone, versions
+from alert_steps import find_alerts
 from conftest import LOGIN, Database
 from retention_steps import CUTOFF, archive, ids, late, retention, stats
 
@@ -262,10 +262,7 @@ class TestKeptRows:
         aggregate_due(three_days)
         delete(three_days, "website_id = 'another'")
         aggregate_due(three_days)
-        settings: dict[str, Any] = {
-            "retention_days": 36500, "idle_minutes": 30, "behind_hours": 36, "database_gb": 10
-        }  # fmt: skip
-        alerts = [three_days.run("watch/find_alerts.sql", **settings)[0]["result"] for _ in range(2)]
+        alerts = [find_alerts(three_days, retention_days=36500) for _ in range(2)]
         messages = [[alert["message"] for alert in some if alert["condition"] == "rows_kept"] for some in alerts]
         message = (
             "Raw events that were counted are missing at the old end of 2 website(s), and none of these jobs deleted them "

@@ -5,7 +5,7 @@ const AGGREGATE = "aggregate_daily_analytics", CLEANUP = "cleanup_analytics_sess
 const JOBS = { [AGGREGATE]: "Daily statistics", [CLEANUP]: "Closes idle sessions", [ARCHIVE]: "Deletes old raw data" };
 const JOB_OF_ALERT = {
   aggregation_behind: AGGREGATE, rows_kept: AGGREGATE, cleanup_missing: CLEANUP,
-  retention_backlog: ARCHIVE, proof_failed: ARCHIVE, late_events: ARCHIVE, database_size: ARCHIVE,
+  retention_backlog: ARCHIVE, unsealed_days: ARCHIVE, late_events: ARCHIVE, database_size: ARCHIVE,
 };
 const DAY = 86400e3;
 const WAIT = "…";
@@ -187,7 +187,7 @@ async function status() {
 }
 
 function alertItem(alert) {
-  const job = JOB_OF_ALERT[alert.condition];
+  const job = JOB_OF_ALERT[alert.condition] ?? (JOBS[alert.subject] && alert.subject);
   const told = alert.sent_at ? ["; people were told ", when(alert.sent_at)] : ["; nobody was told yet"];
   return el("li", {},
     el("strong", {}, `⚠ ${alert.condition.replaceAll("_", " ")}: `), alert.message,

@@ -323,7 +323,6 @@ COMMENT ON COLUMN analytics_job_run.unsealed_days IS
 
 COMMENT ON TABLE analytics_alert IS
 'One row per alert, from when its condition came true until it was no longer.';
-COMMENT ON COLUMN analytics_alert.condition IS 'The name of the condition, as in include/sql/watch/find_alerts.sql.';
 COMMENT ON COLUMN analytics_alert.subject IS 'The website, or empty where the condition is not about one.';
 COMMENT ON COLUMN analytics_alert.claimed_at IS
 'When a run last took it upon itself to send it, so that no other does.';
