@@ -25,7 +25,7 @@ demo: $(READY)  ## Run the three jobs in a real Airflow on sample traffic (KEEP=
 	@KEEP='$(KEEP)' DATA='$(DATA)' $(BIN)/python dev/demo.py
 
 test: $(READY)  ## Run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(READY)  ## Measure the jobs on an own PostgreSQL, some 15 minutes (ONLY=name: one benchmark)
 	@PYTHONPATH=dags:dev:tests $(BIN)/python -m benchmarks $(ONLY)

@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import AirflowException
 import embedded
 from conftest import ROOT, Database
 from operator_steps import execute, prepare
+from web_analytics.postgres import BatchOperator
 
 
 def wait_for_statement(database: Database, active: bool, seconds: float) -> None:
@@ -48,7 +49,8 @@ def test_a_kill_cancels_the_statement_on_the_server(database: Database) -> None:
 def test_no_statement_is_started_after_a_kill(database: Database) -> None:
     database.connection.execute("CREATE TABLE number (n int); GRANT ALL ON number TO analytics_jobs")
     steps = [{"n": 1}, {"n": 2}]
-    operator, context = prepare("INSERT INTO number VALUES (%(n)s)", parameters={"steps": steps}, pause=0.5)
+    sql = "INSERT INTO number VALUES (%(n)s)"
+    operator, context = prepare(sql, BatchOperator, parameters={"steps": steps}, pause=0.5)
 
     def kill() -> None:
         database.wait_until("SELECT count(*) = 1 FROM number")

@@ -20,6 +20,7 @@ def test_defaults() -> None:
         "retention_days": 90,
         "batch_size": 1000,
         "batch_pause_seconds": 0,
+        "archive_parallelism": 2,
         "alert_email": None,
         "alert_behind_hours": 36,
         "alert_database_gb": 10,
