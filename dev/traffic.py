@@ -28,11 +28,11 @@ LAST_CLEANUP = 16 * 3600  # sessions that ended since so long ago are still open
 
 # Websites by their share of the sessions: one big shop, then ever smaller ones.
 WEBSITES = {
-    "01JM1PEW9H0ES7GGMD173GM2T9": 300,
-    "01JP4Z8C2R7VXK5DAMQ3WTBN6E": 90,
-    "01JQ9H3T5Y2NPF8ZRC6SXGKW4D": 36,
-    "01JS7B6K8M4EVQ1XAWZ9HCTR3P": 11,
-    "01JV2N5D7G3RJY6TQKE8FBXA9M": 3,
+    "shop.example": 300,
+    "outlet.example": 90,
+    "blog.example": 36,
+    "b2b.example": 11,
+    "atelier.example": 3,
 }
 HOURS = (8, 5, 3, 2, 2, 3, 6, 12, 20, 27, 31, 33, 34, 33, 32, 31, 31, 32, 35, 40, 43, 38, 26, 15)
 WEEKDAYS = (1.0, 1.04, 1.02, 1.0, 0.95, 0.8, 0.88)

@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import CronTriggerTimetable
+from airflow.sdk import Context, CronTriggerTimetable
 from airflow.sdk.exceptions import AirflowFailException
 
 from web_analytics import schema
@@ -34,29 +34,33 @@ def cron(expression: str) -> CronTriggerTimetable:
     return CronTriggerTimetable(expression, timezone="UTC")
 
 
-def check_database() -> PostgresOperator:
-    """Return the first task of every job: it fails with one sentence for each thing that the database lacks, and for a
-    Param that the job does not have. Then it writes that the run has started.
+class CheckDatabase(PostgresOperator):
+    """Fails with one sentence for each thing that the database lacks, and for a Param in the run's ``conf`` that the DAG
+    does not have: Airflow would pass over it without a word. Then it writes that the run has started.
+
+    :raises AirflowFailException: names the Param, and the one that was meant; or what the database lacks.
     """
-    return PostgresOperator(
+
+    def execute(self, context: Context) -> None:
+        """Check the run's Params, then the database."""
+        dag: Any = context["dag"]
+        known = list(dag.params)
+        for name in sorted((getattr(context["dag_run"], "conf", None) or {}).keys() - set(known)):
+            meant = difflib.get_close_matches(name.lower().replace("-", "_"), known, 1)
+            problem = (
+                f'"{name}" is not a Param of {dag.dag_id}: '
+                + (f"write {meant[0]}." if meant else f"its Params are {', '.join(known)}.")
+                + " Nothing was done."
+            )
+            self.log.error("%s", problem)
+            raise AirflowFailException(problem)
+        super().execute(context)
+
+
+def check_database() -> PostgresOperator:
+    """Return the first task of every job."""
+    return CheckDatabase(
         task_id="check_database",
         sql=["check_database.sql", "watch/start_run.sql"],
         parameters=RUN | {"version": schema.version(), "timezone": settings.timezone},
-        pre_execute=refuse_unknown_params,
     )
-
-
-def refuse_unknown_params(context: Any) -> None:
-    """Fail for a Param in the run's ``conf`` that the DAG does not have: Airflow would pass over it without a word.
-
-    :param context: what Airflow gives to ``pre_execute`` of a task.
-    :raises AirflowFailException: names the Param, and the one that was meant.
-    """
-    known = list(context["dag"].params)
-    for name in sorted((context["dag_run"].conf or {}).keys() - set(known)):
-        meant = difflib.get_close_matches(name.lower().replace("-", "_"), known, 1)
-        raise AirflowFailException(
-            f'"{name}" is not a Param of {context["dag"].dag_id}: '
-            + (f"write {meant[0]}." if meant else f"its Params are {', '.join(known)}.")
-            + " Nothing was done."
-        )

@@ -178,8 +178,11 @@ class PostgresOperator(SQLExecuteQueryOperator):
         if connection is not None and not connection.closed:
             connection.cancel_safe(timeout=5)
 
-    def run_statement(self, statement: str, parameters: Mapping[str, Any]) -> Any:
-        """Run a statement, log what it says, and return its rows, a list of dicts."""
+    def run_statement(self, statement: str, parameters: Mapping[str, Any], name: str = "") -> Any:
+        """Run a statement, log what it says, and return its rows, a list of dicts.
+
+        :param name: names it in the log, where the task has several.
+        """
         if self.killed:
             raise AirflowException("The task was killed between two statements.")
         started = time.monotonic()
@@ -190,10 +193,10 @@ class PostgresOperator(SQLExecuteQueryOperator):
                 f"Airflow has no connection {self.conn_id}: add it under Admin > Connections."
             ) from None
         except psycopg.Error as error:
-            self.log.error("%s failed: %s", self.task_id, sentence(error))
+            self.log.error("%s failed: %s", name or self.task_id, sentence(error))
             raise
         rows, report = result
-        self.log.info("PostgreSQL: %s in %.0f ms", report, (time.monotonic() - started) * 1000)
+        self.log.info("PostgreSQL%s: %s in %.0f ms", name and f", {name}", report, (time.monotonic() - started) * 1000)
         for line in self._lines(rows, "log"):
             self.log.info("%s", line)
         if problems := self._lines(rows, "problem"):

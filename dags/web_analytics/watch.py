@@ -64,7 +64,7 @@ class CloseRun(PostgresOperator):
         statements = dict(zip([*STATEMENTS, *CONDITIONS], self.sql, strict=True))
 
         def run(name: str, **parameters: Any) -> Any:
-            return self.run_statement(statements[name], {"job": dag.dag_id, "run_id": run_id} | parameters)
+            return self.run_statement(statements[name], {"job": dag.dag_id, "run_id": run_id} | parameters, name)
 
         try:
             [ledger] = run("finish_run", **self.summary(tasks))
