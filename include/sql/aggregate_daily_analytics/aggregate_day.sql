@@ -52,7 +52,7 @@ seen AS MATERIALIZED (
 
 counted AS MATERIALIZED (
     SELECT
-        day_total.*,
+        day_total.counted,
         seen.website_id,
         seen.date,
         seen.starts_at,
@@ -60,18 +60,20 @@ counted AS MATERIALIZED (
         seen.is_sealed,
         seen.is_kept,
         seen.row_events,
+        (day_total.counted).total_events AS events,
         CASE
             WHEN NOT seen.has_row OR %(recount)s::boolean THEN FALSE
             -- What is kept has the bounds of its day, and nothing of it is in another day's row.
             WHEN (seen.row_starts_at, seen.row_ends_at) <> (seen.starts_at, seen.ends_at) THEN FALSE
-            WHEN seen.is_kept THEN day_total.total_events < seen.row_events
+            WHEN seen.is_kept THEN (day_total.counted).total_events < seen.row_events
             ELSE
-                seen.row_events - day_total.total_events
-                > greatest(day_total.deleted_events - seen.row_deleted_events, 0)
+                seen.row_events - (day_total.counted).total_events
+                > greatest((day_total.counted).deleted_events - seen.row_deleted_events, 0)
         END AS has_vanished
     FROM seen
     LEFT JOIN LATERAL (
-        SELECT count.* FROM analytics_count_day(seen.website_id, seen.starts_at, seen.ends_at) AS count
+        SELECT count AS counted
+        FROM analytics_count_day(seen.website_id, seen.date, seen.starts_at, seen.ends_at) AS count
         WHERE NOT seen.is_sealed
     ) AS day_total ON TRUE
 ),
@@ -119,72 +121,27 @@ kept AS MATERIALIZED (
         )
 ),
 
-written AS (
-    INSERT INTO analytics_daily_stats AS stats (
-        website_id,
-        date,
-        total_pageviews,
-        total_custom_events,
-        unique_visitors,
-        unique_sessions,
-        top_pages,
-        top_referrers,
-        total_events, deleted_events, edits_hash, events_hash, visitor_sketch, starts_at, ends_at, aggregated_at
-    )
-    -- In one order, so that two runs of the same day wait for each other instead of deadlocking.
+numbered AS (
     SELECT
-        website_id,
-        date,
-        total_pageviews,
-        total_custom_events,
-        unique_visitors,
-        unique_sessions,
-        top_pages,
-        top_referrers,
-        total_events,
-        deleted_events,
-        edits_hash,
-        events_hash,
-        visitor_sketch,
-        starts_at,
-        ends_at,
-        now() AS aggregated_at
+        counted.counted,
+        row_number() OVER (ORDER BY counted.website_id, counted.date) AS number
     FROM counted
     WHERE
-        NOT is_sealed
+        NOT counted.is_sealed
         -- Hashed, where a join might be a nested loop.
-        AND (website_id, date) NOT IN (SELECT
+        AND (counted.website_id, counted.date) NOT IN (SELECT
             kept.website_id,
             kept.date
         FROM kept)
-    ORDER BY website_id, date
-    ON CONFLICT (website_id, date) DO UPDATE SET
-        total_pageviews = excluded.total_pageviews,
-        total_custom_events = excluded.total_custom_events,
-        unique_visitors = excluded.unique_visitors,
-        unique_sessions = excluded.unique_sessions,
-        top_pages = excluded.top_pages,
-        top_referrers = excluded.top_referrers,
-        total_events = excluded.total_events,
-        deleted_events = excluded.deleted_events,
-        edits_hash = excluded.edits_hash,
-        events_hash = excluded.events_hash,
-        visitor_sketch = excluded.visitor_sketch,
-        starts_at = excluded.starts_at,
-        ends_at = excluded.ends_at,
-        aggregated_at = excluded.aggregated_at,
-        kept_at = NULL
-    WHERE
-    stats.sealed_at IS NULL
-    AND (
-        stats.total_pageviews, stats.total_custom_events, stats.unique_visitors, stats.unique_sessions, stats.top_pages,
-        stats.top_referrers, stats.total_events, stats.deleted_events, stats.edits_hash, stats.events_hash,
-        stats.visitor_sketch, stats.starts_at, stats.ends_at, stats.kept_at
-    ) IS DISTINCT FROM (
-        excluded.total_pageviews, excluded.total_custom_events, excluded.unique_visitors, excluded.unique_sessions,
-        excluded.top_pages, excluded.top_referrers, excluded.total_events, excluded.deleted_events, excluded.edits_hash,
-        excluded.events_hash, excluded.visitor_sketch, excluded.starts_at, excluded.ends_at, NULL
-    )
+),
+
+-- In parts, whose memory is small, and in one order, so that two runs of the same day wait for each other instead of
+-- deadlocking.
+written AS MATERIALIZED (
+    SELECT analytics_write_days(array_agg(numbered.counted ORDER BY numbered.number))
+    FROM numbered
+    GROUP BY numbered.number / 100
+    ORDER BY numbered.number / 100
 ),
 
 made_kept AS (
@@ -201,7 +158,7 @@ SELECT
         string_agg(
             format(
                 '[Analytics Job] ✅ Aggregated %%s events for website %%s%%s',
-                coalesce(counted.total_events, counted.row_events),
+                coalesce(counted.events, counted.row_events),
                 counted.website_id,
                 CASE
                     WHEN counted.is_sealed
@@ -220,7 +177,7 @@ SELECT
             E'\n' ORDER BY counted.website_id, counted.date
         ),
         CASE
-            WHEN count(*) > 0
+            WHEN count(*) > 0 AND (SELECT count(*) FROM written) > 0
                 THEN format('[Analytics Job] ✅ Aggregated %%s website(s) for %%s', count(*), %(label)s::text)
             ELSE format('[Analytics Job] No events on %%s: no row written', %(label)s::text)
         END

@@ -67,21 +67,10 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
         + 2048 * (position(B'1' IN substring(hash FROM 12 FOR 23) || B'1') - 1)
 $$;
 
--- The statistics of a website in [from_instant, to_instant): the columns of analytics_daily_stats; one row. Of an item
--- its first 2048 characters are kept: more than any address has, and far less than what fits into a jsonb value.
-CREATE OR REPLACE FUNCTION analytics_count_day(website text, from_instant timestamptz, to_instant timestamptz)
-RETURNS TABLE (
-    total_pageviews bigint,
-    total_custom_events bigint,
-    unique_visitors bigint,
-    unique_sessions bigint,
-    top_pages jsonb,
-    top_referrers jsonb,
-    total_events bigint,
-    deleted_events bigint,
-    edits_hash bigint,
-    events_hash bigint,
-    visitor_sketch bit(49152)
+-- The row that a website's day [from_instant, to_instant) should have in analytics_daily_stats. Of an item its first
+-- 2048 characters are kept: more than any address has, and far less than what fits into a jsonb value.
+CREATE OR REPLACE FUNCTION analytics_count_day(
+    website text, day date, from_instant timestamptz, to_instant timestamptz, OUT counted analytics_daily_stats
 )
 LANGUAGE plpgsql STABLE
 -- Planned once for all websites and days. Groups must be hashed: sorting them under the database's collation is many
@@ -91,7 +80,13 @@ SET enable_sort = off
 SET jit = off
 AS $$
 BEGIN
-    RETURN QUERY
+    counted.website_id := website;
+    counted.date := day;
+    counted.starts_at := from_instant;
+    counted.ends_at := to_instant;
+    counted.late_pageviews := 0;
+    counted.late_custom_events := 0;
+
     WITH grouped AS MATERIALIZED (
         SELECT
             event.pathname,
@@ -177,6 +172,45 @@ BEGIN
         coalesce(bit_xor(grouped.hash) FILTER (WHERE grouped.absent = b'0111'::int), 0),
         -- The cast fills up with zeros.
         (SELECT sketch.bits::bit(49152) FROM sketch)
+    INTO
+        counted.total_pageviews,
+        counted.total_custom_events,
+        counted.unique_visitors,
+        counted.unique_sessions,
+        counted.top_pages,
+        counted.top_referrers,
+        counted.total_events,
+        counted.deleted_events,
+        counted.edits_hash,
+        counted.events_hash,
+        counted.visitor_sketch
     FROM grouped;
+END
+$$;
+
+-- Writes rows of analytics_daily_stats that are new, or other than what is there. A sealed row stays as it is.
+CREATE OR REPLACE FUNCTION analytics_write_days(counted analytics_daily_stats[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    -- All columns, so that a new one need not be named here.
+    columns text[] := ARRAY(
+        SELECT quote_ident(stored.attname) FROM pg_catalog.pg_attribute AS stored
+        WHERE
+            stored.attrelid = 'analytics_daily_stats'::regclass
+            AND stored.attnum > 0
+            AND NOT stored.attisdropped
+            AND stored.attname <> 'aggregated_at'
+        ORDER BY stored.attnum
+    );
+BEGIN
+    EXECUTE format(
+        'INSERT INTO analytics_daily_stats AS stats (%1$s, aggregated_at)'
+        ' SELECT %1$s, now() FROM unnest($1)'
+        ' ON CONFLICT (website_id, date) DO UPDATE SET (%1$s, aggregated_at) = ROW (%3$s, excluded.aggregated_at)'
+        ' WHERE stats.sealed_at IS NULL AND (%2$s) IS DISTINCT FROM (%3$s)',
+        array_to_string(columns, ', '),
+        'stats.' || array_to_string(columns, ', stats.'),
+        'excluded.' || array_to_string(columns, ', excluded.')
+    ) USING counted;
 END
 $$;

@@ -2,22 +2,10 @@
 -- Their names are resolved here once, whatever search_path the reader has.
 
 -- The days of a website that have events and no row yet, today included, counted now.
-CREATE OR REPLACE FUNCTION analytics_live_days(
+CREATE OR REPLACE FUNCTION analytics_live_rows(
     website text, from_day date DEFAULT '-infinity', to_day date DEFAULT 'infinity'
 )
-RETURNS TABLE (
-    date date,
-    starts_at timestamptz,
-    ends_at timestamptz,
-    total_pageviews bigint,
-    total_custom_events bigint,
-    unique_visitors bigint,
-    unique_sessions bigint,
-    top_pages jsonb,
-    top_referrers jsonb,
-    total_events bigint,
-    visitor_sketch bit(49152)
-)
+RETURNS SETOF analytics_daily_stats
 LANGUAGE sql STABLE ROWS 2
 SET search_path FROM CURRENT
 SET jit = off
@@ -36,51 +24,41 @@ AS $$
             )
     )
 
-    SELECT
-        missing.*, counted.total_pageviews, counted.total_custom_events, counted.unique_visitors,
-        counted.unique_sessions, counted.top_pages, counted.top_referrers, counted.total_events, counted.visitor_sketch
+    SELECT counted.*
     FROM missing
-    CROSS JOIN LATERAL analytics_count_day(website, missing.starts_at, missing.ends_at) AS counted
+    CROSS JOIN LATERAL analytics_count_day(website, missing.date, missing.starts_at, missing.ends_at) AS counted
     WHERE counted.total_events > 0
 $$;
 
 -- Per website and day, the row of analytics_daily_stats where there is one, else what a count gives now (aggregated_at
 -- is NULL). Right before and after the raw events are gone. The totals have the events that came late as well.
 CREATE OR REPLACE VIEW analytics_traffic_daily AS
-SELECT
-    website_id,
-    date,
-    total_pageviews + late_pageviews AS total_pageviews,
-    total_custom_events + late_custom_events AS total_custom_events,
-    unique_visitors,
-    unique_sessions,
-    top_pages,
-    top_referrers,
-    total_events + late_pageviews + late_custom_events AS total_events,
-    visitor_sketch,
-    starts_at,
-    ends_at,
-    aggregated_at,
-    sealed_at
-FROM analytics_daily_stats
-UNION ALL
-SELECT
-    website.website_id,
-    live.date,
-    live.total_pageviews,
-    live.total_custom_events,
-    live.unique_visitors,
-    live.unique_sessions,
-    live.top_pages,
-    live.top_referrers,
-    live.total_events,
-    live.visitor_sketch,
-    live.starts_at,
-    live.ends_at,
-    NULL AS aggregated_at,
-    NULL AS sealed_at
-FROM analytics_websites() AS website (website_id)
-CROSS JOIN LATERAL analytics_live_days(website.website_id) AS live;
+-- The order and the types of the columns are a contract; that of the sketch is without a length.
+SELECT -- noqa: ST06
+    daily.website_id,
+    daily.date,
+    daily.total_pageviews + daily.late_pageviews AS total_pageviews,
+    daily.total_custom_events + daily.late_custom_events AS total_custom_events,
+    daily.unique_visitors,
+    daily.unique_sessions,
+    daily.top_pages,
+    daily.top_referrers,
+    daily.total_events + daily.late_pageviews + daily.late_custom_events AS total_events,
+    daily.visitor_sketch::pg_catalog.bit AS visitor_sketch,
+    daily.starts_at,
+    daily.ends_at,
+    daily.aggregated_at,
+    daily.sealed_at
+FROM (
+    SELECT * FROM analytics_daily_stats
+    UNION ALL
+    SELECT live.*
+    FROM analytics_websites() AS website (website_id)
+    CROSS JOIN LATERAL analytics_live_rows(website.website_id) AS live
+) AS daily;
+
+-- What the view stood on in an earlier release.
+DROP FUNCTION IF EXISTS analytics_live_days(text, date, date);
 
 -- How many visitors a sketch has seen: the most likely number. Its standard error is 0.65 / sqrt(2048) = 1.4 %.
 -- A bit of a level that gets a visitor with probability p is set with probability 1 - exp(-n * p / 2048).
@@ -158,7 +136,7 @@ BEGIN
             SELECT
                 live.unique_visitors,
                 live.visitor_sketch
-            FROM analytics_live_days(website, from_day, to_day) AS live
+            FROM analytics_live_rows(website, from_day, to_day) AS live
         ) AS traffic
     );
 END
