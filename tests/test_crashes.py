@@ -197,7 +197,7 @@ def test_errors_that_pass(database: Database, undisturbed: list[Tables], monkeyp
     with closing(application):
         after, tries = run_jobs(database)
     assert after == undisturbed
-    assert {task for task, tried in tries.items() if set(tried) == {5}} == set(STATEMENTS)
+    assert {task for task, tried in tries.items() if max(tried) == 5} == set(STATEMENTS)
 
 
 def hold_statements(database: Database) -> None:
