@@ -7,6 +7,8 @@ from typing import Any
 
 import psycopg
 
+from clock import SEARCH_PATH
+from clock import install as set_clock
 from conftest import Database
 
 AGGREGATE = "aggregate_daily_analytics/aggregate_day.sql"
@@ -67,13 +69,7 @@ def seal(database: Database, *days: date | str, website_id: str = "site") -> Non
 
 @contextmanager
 def clock(database: Database, now: datetime | str) -> Iterator[Connection]:
-    """A connection at another moment: the files say now(), and search_path decides whose."""
-    database.connection.execute(
-        f"""
-        CREATE SCHEMA IF NOT EXISTS clock;
-        CREATE OR REPLACE FUNCTION clock.now() RETURNS timestamptz RETURN '{now}'::timestamptz
-        """.encode()
-    )
-    options = "-c search_path=clock,analytics,public,pg_catalog -c timezone=Pacific/Auckland"
-    with database.connect(options=options) as connection:
+    """A connection at another moment."""
+    set_clock(database.connection, now)
+    with database.connect(options=f"-c search_path={SEARCH_PATH} -c timezone=Pacific/Auckland") as connection:
         yield connection

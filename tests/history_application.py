@@ -11,6 +11,7 @@ import psycopg
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+import clock
 from conftest import Database
 from history_drafts import (
     CONTENTS,
@@ -267,7 +268,7 @@ class Application(RuleBasedStateMachine):
     @operation(hours=st.sampled_from([1, 5, 13, 24, 72]))
     def advance_clock(self, hours: int) -> None:
         self.model.now += timedelta(hours=hours)
-        self.jobs.execute("SELECT set_config('clock.now', %s, false)", [self.model.now.isoformat()])
+        clock.set_now(self.jobs, self.model.now)
 
     @operation(is_free)
     def dump_and_restore(self) -> None:

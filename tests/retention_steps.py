@@ -29,10 +29,8 @@ POLICY: dict[str, Any] = {
 @contextmanager
 def retention(database: Database, now: datetime = NOW) -> Iterator["Retention"]:
     """The steps at a moment, for which what is before CUTOFF has expired."""
-    with clock(database, now):
-        database.connection.execute("GRANT USAGE ON SCHEMA clock TO analytics_jobs")
-        with connect(database) as connection:
-            yield Retention(database, connection)
+    with clock(database, now), connect(database) as connection:
+        yield Retention(database, connection)
 
 
 def connect(database: Database, isolation: str = "read committed") -> Connection:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
+import clock
 from conftest import BACKGROUND, LOGIN, Database
 from history_application import INDEXES, OPERATIONS, RUN, Application, is_free, operation
 from history_drafts import ZONE_NAMES
@@ -151,7 +152,7 @@ class History(Application):
         file, parameters = "seal_days", self.step(days[0], days[-1], retention_days)
         if not seals:
             file, parameters = "aggregate_day", {"days": days, "label": "days", "recount": False}
-        self.slow.execute("SELECT set_config('clock.now', %s, false)", [self.model.now.isoformat()])
+        clock.set_now(self.slow, self.model.now)
         self.slow.execute(
             f"SET default_transaction_isolation = '{'read committed' if seals else 'repeatable read'}'".encode()
         )
@@ -418,22 +419,20 @@ def test_the_laws_hold_in_every_history(database: Database) -> None:
     check = database.value("SELECT pg_get_functiondef('analytics_check_zones'::regproc)")
     assert "pg_catalog.pg_timezone_names AS" in check
     database.connection.execute(check.replace("pg_catalog.pg_timezone_names", zones).encode())
+    clock.install(database.connection)
     # SLOW waits at its first event, with its snapshot taken, while somebody holds the lock.
     database.connection.execute(
         f"""
-        CREATE SCHEMA clock;
-        CREATE FUNCTION clock.now() RETURNS timestamptz STABLE RETURN current_setting('clock.now')::timestamptz;
         CREATE FUNCTION clock.wait() RETURNS boolean LANGUAGE plpgsql
         AS 'BEGIN PERFORM pg_advisory_lock_shared(1), pg_advisory_unlock_shared(1); RETURN true; END';
         CREATE ROLE {SLOW} LOGIN IN ROLE analytics_jobs;
-        GRANT USAGE ON SCHEMA clock TO analytics_jobs;
         ALTER TABLE analytics_event ENABLE ROW LEVEL SECURITY;
         CREATE POLICY at_once ON analytics_event TO {LOGIN} USING (true);
         CREATE POLICY slowly ON analytics_event TO {SLOW} USING (clock.wait())
         """.encode()
     )
     seen: Counter[str] = Counter()
-    path = "-c search_path=clock,analytics,public,pg_catalog -c timezone=UTC"
+    path = f"-c search_path={clock.SEARCH_PATH} -c timezone=UTC"
     with (
         database.connect(LOGIN, options=f"{path} -c lock_timeout=5s") as jobs,
         database.connect(SLOW, options=path) as slow,

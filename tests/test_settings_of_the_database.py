@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+import clock
 import embedded
 from alert_steps import CONDITIONS, LIMITS
 from conftest import LOGIN, ROOT, SQL, Database
@@ -155,11 +156,9 @@ class Jobs:
 
     def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         self.database = database
-        connect_airflow(database, monkeypatch, "clock,analytics,public,pg_catalog")
-        database.connection.execute(
-            f"CREATE SCHEMA clock; CREATE FUNCTION clock.now() RETURNS timestamptz RETURN '{NOW}'::timestamptz;"
-            f"GRANT USAGE ON SCHEMA clock TO {LOGIN}; {SEED}".encode()
-        )
+        connect_airflow(database, monkeypatch, clock.SEARCH_PATH)
+        clock.install(database.connection, NOW)
+        database.connection.execute(SEED.encode())
 
     def run(self, job: str) -> None:
         """All steps of a job."""

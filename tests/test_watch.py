@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+import clock
 from aggregation_steps import aggregate, aggregate_due, seal, set_zone
 from alert_steps import CONDITIONS, LIMITS, find_alerts, keep_alerts
 from conftest import LOGIN, SQL, Database
@@ -28,15 +29,12 @@ class Watch:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        database.connection.execute(
-            "CREATE SCHEMA clock; CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE"
-            " AS $$ SELECT current_setting('test.now')::timestamptz $$; GRANT USAGE ON SCHEMA clock TO public"
-        )
+        clock.install(database.connection)
         self.connection = self.connect()
 
     def connect(self) -> psycopg.Connection[dict[str, Any]]:
         """A connection whose now() is the test's."""
-        return self.database.connect(LOGIN, options="-c search_path=clock,analytics,public,pg_catalog")
+        return self.database.connect(LOGIN, options=f"-c search_path={clock.SEARCH_PATH}")
 
     def find(self, now: datetime = NOW, **settings: Any) -> list[dict[str, Any]]:
         """The alerts that are to be sent."""
@@ -44,7 +42,7 @@ class Watch:
 
     def at(self, now: datetime) -> psycopg.Connection[dict[str, Any]]:
         """The connection, at a moment."""
-        self.connection.execute("SELECT set_config('test.now', %s, false)", [str(now)])
+        clock.set_now(self.connection, now)
         return self.connection
 
     def names(self, now: datetime = NOW, **settings: Any) -> list[str]:
@@ -332,11 +330,11 @@ class TestSending:
 
     def test_of_two_runs_at_the_same_moment_one_sends_it(self, watch: Watch) -> None:
         with watch.connect() as other:
-            other.execute("SELECT set_config('test.now', %s, false)", [str(NOW)])
+            clock.set_now(other, NOW)
             with other.transaction():
                 assert len(find_alerts(watch.database, other)) == 1
                 own = watch.connect()
-                own.execute("SELECT set_config('test.now', %s, false)", [str(NOW + timedelta(seconds=1))])
+                clock.set_now(own, NOW + timedelta(seconds=1))
                 found = [{"condition": "cleanup_missing"} | row for row in watch.database.run(MISSING, own, **LIMITS)]
                 second = watch.database.start(KEEP, own, found=json.dumps(found), unknown="[]")
             assert second.result(timeout=10)[0]["result"] == []
