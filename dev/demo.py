@@ -130,17 +130,13 @@ def keep_metadata(server: embedded.Server) -> None:
 def prepare(server: embedded.Server, folder: Path | None) -> None:
     """A fresh analytics database: the application's tables, its traffic, then what the jobs need."""
     line = output.Line("Traffic")
-    given = folder is not None
-    if folder is None:
-        folder = STATE / "traffic"
-        traffic.write(folder, datetime.now(UTC))
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         _create_database(admin, "analytics")
     with psycopg.connect(server.dsn("analytics")) as database:
         database.execute((HERE / "application.sql").read_bytes())
-        rows = traffic.load(database, folder)
+        rows = traffic.load(database, folder) if folder else traffic.sample(database, datetime.now(UTC))
     counts = f"{rows['analytics_event']:,} events in {rows['analytics_session']:,} sessions"
-    line.done(f"Traffic of {folder.name}: {counts}" if given else f"Sample traffic: {counts}")
+    line.done(f"Traffic of {folder.name}: {counts}" if folder else f"Sample traffic: {counts}")
 
     line = output.Line("Schema")
     installed = subprocess.run(

@@ -16,6 +16,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 import embedded
+import traffic
 from conftest import LOGIN, ROOT, SQL
 
 ROUNDS = 5
@@ -32,46 +33,6 @@ SERVER_OPTIONS = (
     # A wait for a lock of more than a millisecond goes to the log, with its holder and its length.
     " -c log_lock_waits=on -c deadlock_timeout=1ms -c 'log_line_prefix=%a|'"
 )
-
-LOAD = """
-WITH session AS MATERIALIZED (
-    SELECT
-        n + %(salt)s AS number,
-        -- One website has 60 percent, the others ever less. Most visitors come once.
-        CASE WHEN random() < 0.6 THEN 1 ELSE 1 + floor(%(websites)s ^ random()) END AS website,
-        CASE WHEN random() < 0.4 THEN floor(random() * %(events)s / 20) ELSE n + %(salt)s + 1e9 END AS visitor,
-        %(start)s::timestamptz + random() * (%(days)s * INTERVAL '1 day' - INTERVAL '10 minutes') AS started_at
-    FROM generate_series(1, %(events)s / 5) AS n
-),
-
-event AS (
-    SELECT
-        session.*,
-        session.started_at + step * random() * INTERVAL '100 seconds' AS moment,
-        random() AS kind
-    FROM session
-    CROSS JOIN generate_series(0, 4) AS step
-)
-
-INSERT INTO analytics_event (
-    id, website_id, event_type, event_name, pathname, referrer, referrer_source, visitor_id, session_id, user_agent,
-    browser, os, device_type, country, timestamp, created_at, updated_at, deleted_at
-)
-SELECT
-    'anevt_' || to_hex((extract(epoch FROM moment) * 1000)::bigint) || left(md5(random()::text), 15),
-    'website ' || lpad(website::text, 4, '0'),
-    CASE WHEN kind < 0.25 THEN 'custom_event' ELSE 'pageview' END,
-    CASE WHEN kind < 0.25 THEN 'add_to_cart' END,
-    '/products/item-' || floor(2000 ^ random()),
-    CASE WHEN kind > 0.8 THEN 'https://www.source.example/' END,
-    CASE WHEN kind > 0.8 THEN 'source-' || floor(40 ^ random()) || '.example' END,
-    md5('visitor ' || visitor),
-    'sess_' || md5('session ' || number),
-    'Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36',
-    'Chrome', 'Windows', 'desktop', 'DE', moment, moment, moment, CASE WHEN random() < 0.002 THEN moment END
-FROM event
-ORDER BY moment  -- the order of arrival
-"""
 
 
 @dataclass
@@ -99,9 +60,8 @@ class Database:
     def load(self, events: int, days_ago: int, days: int = 1, websites: int = 50) -> None:
         """Store made-up events of `days` days, the first of which is so many days ago."""
         with self.owner() as connection:
-            connection.execute("SELECT setseed(0.5)")
-            values = {"events": events, "days": days, "salt": self.loaded, "start": day(days_ago), "websites": websites}
-            connection.execute(LOAD.encode(), values)
+            names = [f"website {number:04}" for number in range(1, websites + 1)]
+            traffic.make(connection, names, day(days_ago), days, events // 5, steps=5, salt=self.loaded)
         self.loaded += events
 
     @contextlib.contextmanager
