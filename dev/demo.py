@@ -194,7 +194,8 @@ def watch(airflow: Airflow, dag_id: str, run_id: str) -> bool:
             if task["map_index"] >= 0:
                 mapped = f"{instances}&task_id={progress}"
                 done = airflow.call("GET", f"{mapped}&state=success")["total_entries"]
-                progress += f" {done}/{airflow.call('GET', mapped)['total_entries']}"
+                what = "days" if progress == "aggregate_day" else "batches"
+                progress += f": {done} of {airflow.call('GET', mapped)['total_entries']} {what} done"
         line.show(f"{dag_id:<27} {progress}")
         time.sleep(1)
     # The run's own time: it may have run beside another one that was watched before it.
