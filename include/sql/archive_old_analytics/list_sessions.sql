@@ -27,18 +27,27 @@ listed AS MATERIALIZED (
     WHERE batch.kind = 'session'
 ),
 
-numbered AS MATERIALIZED (
+-- Before their events are looked for: most sessions have not expired.
+expired AS MATERIALIZED (
     SELECT
         step.id,
+        step.session_id,
         step.last_activity_at,
-        (row_number() OVER (ORDER BY step.id) - 1) / %(batch_size)s::int AS batch
+        website.cutoff
     FROM step
     INNER JOIN website ON step.website_id = website.website_id
+    WHERE step.last_activity_at < website.cutoff AND step.id NOT IN (SELECT listed.id FROM listed)
+),
+
+numbered AS MATERIALIZED (
+    SELECT
+        expired.id,
+        expired.last_activity_at,
+        (row_number() OVER (ORDER BY expired.id) - 1) / %(batch_size)s::int AS batch
+    FROM expired
     WHERE
-        step.last_activity_at < website.cutoff
-        AND step.id NOT IN (SELECT listed.id FROM listed)
-        AND NOT analytics_has_events(
-            step.session_id, CASE WHEN %(dry_run)s::boolean THEN website.cutoff ELSE '-infinity' END
+        NOT analytics_has_events(
+            expired.session_id, CASE WHEN %(dry_run)s::boolean THEN expired.cutoff ELSE '-infinity' END
         )
 ),
 

@@ -93,7 +93,8 @@ $$;
 -- All websites that have raw events, or the one that is named. Jumps through indexes that begin with website_id. A view
 -- calls it for readers of any search_path.
 CREATE OR REPLACE FUNCTION analytics_websites(only_website text DEFAULT NULL) RETURNS SETOF text
-LANGUAGE plpgsql STABLE ROWS 50 SET search_path FROM CURRENT SET jit = off AS $$
+LANGUAGE plpgsql STABLE ROWS 50
+SET search_path FROM CURRENT SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     website text := coalesce(only_website, least(
         (SELECT min(event.website_id) FROM analytics_event AS event WHERE event.deleted_at IS NULL),
@@ -121,7 +122,7 @@ $$;
 -- indexes on (website_id, timestamp) from day to day instead of reading the events.
 CREATE OR REPLACE FUNCTION analytics_event_days(website text, from_instant timestamptz, before timestamptz)
 RETURNS TABLE (date date, starts_at timestamptz, ends_at timestamptz)
-LANGUAGE plpgsql STABLE ROWS 100 SET jit = off AS $$
+LANGUAGE plpgsql STABLE ROWS 100 SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     live_event timestamptz;
     deleted_event timestamptz := '-infinity';

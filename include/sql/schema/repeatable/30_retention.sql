@@ -31,9 +31,10 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
         END
 $$;
 
--- Whether a session has events from an instant on, live or soft-deleted.
+-- Whether a session has events from an instant on, live or soft-deleted. Planned once: planning it for each session
+-- takes ten times as long as the answer.
 CREATE OR REPLACE FUNCTION analytics_has_events(session text, from_instant timestamptz) RETURNS boolean
-LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
     RETURN
         EXISTS (
