@@ -24,7 +24,7 @@ session AS MATERIALIZED (
             CASE WHEN random() < 0.6 THEN 1 ELSE floor((cardinality(%(websites)s::text[]) + 1) ^ random()) END::int
         ] AS website_id,
         CASE
-            WHEN random() < 0.4 THEN floor(random() * %(sessions)s::bigint / 4)
+            WHEN random() < 0.4 THEN floor(random() * random() * %(sessions)s::bigint / 60)
             ELSE number.n + %(salt)s::bigint + 1e9
         END AS visitor,
         CASE
