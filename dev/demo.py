@@ -74,14 +74,17 @@ def demo(stack: ExitStack, lock: int, folder: str, keep: bool) -> int:
 
     airflow = stack.enter_context(Airflow(STATE, server, connection(server), lock))
     migrating = create_metadata(airflow, server)
+    if not migrating:
+        airflow.launch(triggerer=keep)
     prepare(server, Path(folder).resolve() if folder else None)
     if migrating:
         line = output.Line("Airflow's metadata database")
         airflow.finish("db")
         keep_metadata(server)
+        airflow.launch(triggerer=keep)
         line.done("Airflow's metadata database, made once")
     line = output.Line("Airflow")
-    airflow.start(triggerer=keep)
+    airflow.log_in()
     airflow.wait_for_dags(DAGS)
     line.done(f"Airflow {version('apache-airflow')} on port {airflow.port}")
     ok = run_dags(airflow, server)

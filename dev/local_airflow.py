@@ -117,6 +117,11 @@ class Airflow:
 
     def start(self, triggerer: bool) -> None:
         """Start Airflow, wait until it is healthy and log in. RuntimeError names what did not start."""
+        self.launch(triggerer)
+        self.log_in()
+
+    def launch(self, triggerer: bool) -> None:
+        """Start Airflow."""
         self.run("api-server", "--host", "127.0.0.1", "--port", str(self.port))
         for name in ("scheduler", "dag-processor", *(["triggerer"] if triggerer else [])):
             self.run(name)
@@ -127,6 +132,9 @@ class Airflow:
             start_new_session=True,
             pass_fds=[self.lock],
         )
+
+    def log_in(self) -> None:
+        """Wait until Airflow is healthy and log in. RuntimeError names what did not start."""
         deadline = time.monotonic() + 180
         while unhealthy := self._unhealthy():
             if time.monotonic() > deadline:
