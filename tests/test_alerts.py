@@ -135,3 +135,24 @@ def test_a_run_that_timed_out_is_not_blamed_on_the_task_that_had_not_finished() 
     assert "What happened: It hit its time limit (1 day, 0:00:00) before all its tasks had ended." in text
     assert "delete_event_batch" not in text
     assert "/dags/archive/runs/manual__1" in text
+
+
+def test_a_database_that_is_down_reads_as_a_sentence() -> None:
+    said = "connection refused (no connection)."
+    states = {"check_database": "failed", "find": "upstream_failed", "close_run": "failed"}
+    ti = SimpleNamespace(
+        get_task_states=lambda dag_id, run_ids: {run_ids[0]: states},
+        xcom_pull=lambda task_ids, **_: said if task_ids == "check_database" else None,
+    )
+    tasks = [SimpleNamespace(task_id=name) for name in states]
+    dag = SimpleNamespace(dag_id="cleanup", topological_sort=lambda: tasks)
+    subject, text = describe({"dag": dag, "run_id": "manual__1+00", "ti": ti, "reason": "task_failure"})
+    assert subject == "[Analytics] cleanup failed"
+    assert text.splitlines() == [
+        "The run manual__1+00 of the job cleanup failed.",
+        f"What happened: check_database: {said}",
+        "Nothing was done.",
+        "What to do: mend the cause; then clear the failed tasks, or start a new run, which does what is left.",
+        text.splitlines()[-1],
+    ]
+    assert text.endswith("/dags/cleanup/runs/manual__1%2B00/tasks/check_database")
