@@ -9,7 +9,7 @@ import psycopg
 
 from clock import SEARCH_PATH
 from clock import install as set_clock
-from conftest import Database
+from conftest import LOGIN, Database, run_file
 
 AGGREGATE = "aggregate_daily_analytics/aggregate_day.sql"
 DUE = "aggregate_daily_analytics/find_due_days.sql"
@@ -23,12 +23,19 @@ def find(database: Database, connection: Connection | None = None) -> list[str]:
     return days
 
 
+def aggregate_days(connection: Connection, *days: str, recount: bool = False) -> Any:
+    """Aggregate days; return the rows of the result."""
+    return run_file(connection, AGGREGATE, days=list(days), label=", ".join(days), recount=recount)
+
+
 def aggregate(
     database: Database, *days: date | str, recount: bool = False, connection: Connection | None = None
 ) -> list[str]:
     """Aggregate days; return what the log says about each website and day."""
-    names = [str(day) for day in days]
-    rows = database.run(AGGREGATE, connection, days=names, label=", ".join(names), recount=recount)
+    if connection is None:
+        with database.connect(LOGIN) as own:
+            return aggregate(database, *days, recount=recount, connection=own)
+    rows = aggregate_days(connection, *map(str, days), recount=recount)
     return [line.removeprefix("[Analytics Job] ") for line in rows[0]["log"].splitlines()[1:-1]]
 
 

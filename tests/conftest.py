@@ -85,6 +85,12 @@ def template(server: embedded.Server) -> str:
     return "template_analytics"
 
 
+def run_file(connection: psycopg.Connection[dict[str, Any]], file: str, **parameters: Any) -> Any:
+    """The result of a file below include/sql: its rows, or how many it affected."""
+    cursor = connection.execute((SQL / file).read_bytes(), parameters or None)
+    return cursor.fetchall() if cursor.description else cursor.rowcount
+
+
 class Database:
     """One test's own analytics database."""
 
@@ -110,8 +116,7 @@ class Database:
         if connection is None:
             with self.connect(LOGIN) as own:
                 return self.run(file, own, **parameters)
-        cursor = connection.execute((SQL / file).read_bytes(), parameters or None)
-        return cursor.fetchall() if cursor.description else cursor.rowcount
+        return run_file(connection, file, **parameters)
 
     def start(self, file: str, own: psycopg.Connection[dict[str, Any]] | None = None, **parameters: Any) -> Future[Any]:
         """Run a file in another thread; return its future result once its statement waits for a lock."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aggregation_steps import AGGREGATE, Connection, clock
-from conftest import LOGIN, Database
+from conftest import LOGIN, Database, run_file
 
 FOLDER = "archive_old_analytics"
 SEAL = f"{FOLDER}/seal_days.sql"
@@ -30,7 +30,7 @@ POLICY: dict[str, Any] = {
 def retention(database: Database, now: datetime = NOW) -> Iterator["Retention"]:
     """The steps at a moment, for which what is before CUTOFF has expired."""
     with clock(database, now), connect(database) as connection:
-        yield Retention(database, connection)
+        yield Retention(connection, database)
 
 
 def connect(database: Database, isolation: str = "read committed") -> Connection:
@@ -44,15 +44,15 @@ def connect(database: Database, isolation: str = "read committed") -> Connection
 
 
 class Retention:
-    """The steps of a run, as the jobs' role; `left` is what the last delete() left, and nothing of ours keeps it."""
+    """The steps of a run on a connection of the jobs' role, with `policy` over POLICY. `left` is what the last delete() left, and nothing of ours keeps it."""
 
-    def __init__(self, database: Database, connection: Connection) -> None:
-        self.database, self.connection = database, connection
+    def __init__(self, connection: Connection, database: Any = None, **policy: Any) -> None:
+        self.connection, self.database, self.policy = connection, database, POLICY | policy
         self.log, self.again, self.left = "", None, 0
 
     def run(self, file: str, **parameters: Any) -> Any:
         """The result of one of the files, and what it logs as ``log``."""
-        row = self.database.run(f"{FOLDER}/{file}.sql", self.connection, **POLICY | parameters)[0]
+        row = run_file(self.connection, f"{FOLDER}/{file}.sql", **self.policy | parameters)[0]
         self.log, self.again = row["log"], row.get("again")
         return row["result"]
 
@@ -75,11 +75,16 @@ class Retention:
         tasks: list[dict[str, Any]] = self.run("plan_batches", kind=kind, **policy)
         return tasks
 
+    @staticmethod
+    def batches(tasks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The parameters of each batch of planned tasks."""
+        return [{**task, **step} for task in tasks for step in task["steps"]]
+
     def delete(self, tasks: Iterable[dict[str, Any]], kind: str = "event") -> list[int]:
         """Run planned tasks; return how many rows each of their batches deleted."""
         deleted = []
         self.left = 0
-        for step in [{**task, **step} for task in tasks for step in task["steps"]]:
+        for step in self.batches(tasks):
             result = self.run(f"delete_{kind}_batch", **step)
             deleted.append(result["rows"])
             if self.again:
@@ -90,12 +95,13 @@ class Retention:
 
     def start(self, file: str, isolation: str = "read committed", **parameters: Any) -> Future[Any]:
         """Run a file in another thread and connection; return its future rows once it waits for a lock."""
-        return self.database.start(file, connect(self.database, isolation), **parameters)
+        future: Future[Any] = self.database.start(file, connect(self.database, isolation), **parameters)
+        return future
 
     def aggregate(self, unsealed: Iterable[dict[str, Any]]) -> None:
         """Aggregate the days that were left."""
         for step in unsealed:
-            self.database.run(AGGREGATE, self.connection, **step)
+            run_file(self.connection, AGGREGATE, **step)
 
     def archive(self, **policy: Any) -> dict[str, list[int]]:
         """All steps of a run; return the rows that each batch deleted."""

@@ -270,7 +270,7 @@ def test_a_batch_reads_its_rows_by_their_primary_key_and_nothing_else(
     [task, *_] = run.plan(table)
     # In a session of its own, for numbers of an earlier transaction may be among those of this one.
     with connect(database) as connection, connection.transaction():
-        assert Retention(database, connection).delete([task], table) == [10]
+        assert Retention(connection).delete([task], table) == [10]
         rows = connection.execute("SELECT * FROM pg_stat_xact_user_tables").fetchall()
     reads = {row["relname"]: (row["seq_scan"], row["idx_scan"], row["idx_tup_fetch"]) for row in rows}
     # Once to look at each of them, and once to delete it.

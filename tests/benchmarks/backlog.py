@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import Bench, batches, day, execute, policy, run
+from benchmarks.bench import Bench, day, execute
+from conftest import run_file
+from retention_steps import POLICY, Retention
 
 FOLDER = "archive_old_analytics"
 DAYS_KEPT = 10
@@ -32,7 +34,7 @@ def backlog(bench: Bench) -> None:
 
         def timed(file: str, **parameters: Any) -> Any:
             began = time.perf_counter()
-            [row] = run(job, f"{FOLDER}/{file}.sql", **policy(DAYS_KEPT) | parameters)
+            [row] = run_file(job, f"{FOLDER}/{file}.sql", **POLICY | {"retention_days": DAYS_KEPT} | parameters)
             took.setdefault(file, []).append(time.perf_counter() - began)
             return row["result"]
 
@@ -41,7 +43,7 @@ def backlog(bench: Bench) -> None:
         for step in expired["steps"]:
             assert timed("seal_days", **step) is None
         [size] = execute(owner, "SELECT pg_total_relation_size('analytics_purge_batch') AS bytes")
-        for batch in batches(job, DAYS_KEPT):
+        for batch in Retention.batches(Retention(job, retention_days=DAYS_KEPT).plan()):
             timed("delete_event_batch", **batch)
         memory = peak.stop()
         [left] = execute(owner, f"SELECT count(*) AS rows FROM analytics_event WHERE timestamp < '{day(DAYS_KEPT)}'")

@@ -17,7 +17,8 @@ from psycopg.rows import dict_row
 
 import embedded
 import traffic
-from conftest import LOGIN, ROOT, SQL
+from aggregation_steps import aggregate_days
+from conftest import LOGIN, ROOT
 
 ROUNDS = 5
 
@@ -84,7 +85,7 @@ class Database:
         """Aggregate days, as the job does."""
         days = [day(ago)[:10] for ago in range(first_days_ago, last_days_ago - 1, -1)]
         with self.connect(work_mem="256MB") as connection:
-            aggregate(connection, *days)
+            aggregate_days(connection, *days)
 
 
 STARTED = time.time()
@@ -95,39 +96,10 @@ def day(days_ago: int) -> str:
     return time.strftime("%Y-%m-%dT00:00:00Z", time.gmtime(STARTED - days_ago * 86400))
 
 
-def policy(days_kept: int) -> dict[str, Any]:
-    """The parameters of a retention run that keeps so many days."""
-    return {"retention_days": days_kept, "batch_size": 1000, "dry_run": False, "job": "bench", "run_id": "bench"}
-
-
-def aggregate(connection: Connection, *days: str) -> None:
-    """Aggregate days, as the job does."""
-    run(connection, "aggregate_daily_analytics/aggregate_day.sql", days=list(days), label="days", recount=False)
-
-
-def seal(connection: Connection, days_kept: int) -> None:
-    """Seal and list what has expired, in steps, as the job does."""
-    parameters = policy(days_kept)
-    for step in run(connection, "archive_old_analytics/find_expired_days.sql", **parameters)[0]["result"]["steps"]:
-        [row] = run(connection, "archive_old_analytics/seal_days.sql", **parameters, **step)
-        assert row["result"] is None, row["log"]
-
-
-def batches(connection: Connection, days_kept: int) -> list[dict[str, Any]]:
-    """The parameters of each batch on the list."""
-    [row] = run(connection, "archive_old_analytics/plan_batches.sql", **policy(days_kept), kind="event")
-    return [{**task, **step} for task in row["result"] for step in task["steps"]]
-
-
 def execute(connection: Connection, query: str, parameters: Mapping[str, Any] | None = None) -> Any:
     """The result of a query: its rows, or how many it affected."""
     cursor = connection.execute(query.encode(), parameters)
     return cursor.fetchall() if cursor.description else cursor.rowcount
-
-
-def run(connection: Connection, file: str, **parameters: Any) -> Any:
-    """The result of a file below include/sql."""
-    return execute(connection, (SQL / file).read_text(), parameters)
 
 
 def seconds(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> float:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks import bench as shared
-from benchmarks.bench import Bench, Connection, Database, day, execute, in_turns, run, seconds
+from aggregation_steps import aggregate_days
+from benchmarks.bench import Bench, Connection, Database, day, execute, in_turns, seconds
+from conftest import run_file
 
 FIND_DUE_DAYS = "aggregate_daily_analytics/find_due_days.sql"
 
@@ -45,13 +46,13 @@ def due(bench: Bench) -> None:
     database.aggregate(100)
     with database.owner() as owner, database.connect() as job, database.connect(work_mem="256MB") as aggregation:
         owner.execute("VACUUM (ANALYZE) analytics_daily_stats")
-        assert run(job, FIND_DUE_DAYS)[0]["result"] == []
+        assert run_file(job, FIND_DUE_DAYS)[0]["result"] == []
         count = "SELECT count(*) FROM analytics_event WHERE deleted_at IS NULL"
         samples = in_turns(
             {
                 "count(*)": lambda: seconds(execute, job, count),
                 "count(*) via heap": lambda: seconds(execute, job, count + " AND device_type <> ''"),
-                "find_due_days": lambda: seconds(run, job, FIND_DUE_DAYS),
+                "find_due_days": lambda: seconds(run_file, job, FIND_DUE_DAYS),
                 "aggregate_day": lambda: first_aggregation(owner, aggregation, 50),
             }
         )
@@ -85,7 +86,7 @@ def aggregate(bench: Bench) -> None:
 def first_aggregation(owner: Connection, job: Connection, days_ago: int) -> float:
     """How long it takes to aggregate a day that has no row yet."""
     owner.execute("DELETE FROM analytics_daily_stats WHERE date = %s::date", [day(days_ago)[:10]])
-    return seconds(shared.aggregate, job, day(days_ago)[:10])
+    return seconds(aggregate_days, job, day(days_ago)[:10])
 
 
 def ways(database: Database, owner: Connection, job: Connection, days_ago: int) -> Mapping[str, Callable[[], float]]:
@@ -112,6 +113,6 @@ def ways(database: Database, owner: Connection, job: Connection, days_ago: int) 
         "count(*) via heap": via_heap,
         "read the columns": lambda: seconds(execute, job, READ, values),
         "aggregate_day": lambda: first_aggregation(owner, job, days_ago),
-        "aggregate_day again": lambda: seconds(shared.aggregate, job, day(days_ago)[:10]),
+        "aggregate_day again": lambda: seconds(aggregate_days, job, day(days_ago)[:10]),
         "six queries": lambda: seconds(naive),
     }

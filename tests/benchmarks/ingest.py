@@ -13,8 +13,10 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import ROUNDS, Bench, Connection, Database, batches, day, policy, run, seal
+from benchmarks.bench import ROUNDS, Bench, Connection, Database, day
 from benchmarks.sessions import load_sessions
+from conftest import run_file
+from retention_steps import POLICY, Retention
 
 RATE = 600  # statements per second, one half inserts of events, one half heartbeats
 SECONDS = 3
@@ -94,13 +96,12 @@ def prepare(database: Database) -> dict[str, tuple[int, Iterator[Statement]]]:
     """Return the jobs by name: on how many connections they run, and their statements."""
     retention = "archive_old_analytics"
     with database.connect() as job:
-        [row] = run(job, f"{retention}/find_expired_days.sql", **policy(DAYS_KEPT))
-        steps = row["result"]["steps"]
-        seal(job, DAYS_KEPT)
-        planned = batches(job, DAYS_KEPT)
+        steps = Retention(job, retention_days=DAYS_KEPT).find()["steps"]
+        assert Retention(job, retention_days=DAYS_KEPT).seal() == []
+        planned = Retention.batches(Retention(job, retention_days=DAYS_KEPT).plan())
 
     def statement(file: str, **values: Any) -> Statement:
-        return lambda connection: run(connection, file, **values)
+        return lambda connection: run_file(connection, file, **values)
 
     def deletions(part: list[dict[str, Any]]) -> Iterator[Statement]:
         return iter([statement(f"{retention}/delete_event_batch.sql", **batch) for batch in part])
@@ -110,7 +111,7 @@ def prepare(database: Database) -> dict[str, tuple[int, Iterator[Statement]]]:
     yesterday = {"days": [day(1)[:10]], "label": "yesterday", "recount": False}
     aggregate = statement(f"{aggregation}/aggregate_day.sql", **yesterday)
     # They were sealed: this reads and hashes their events, and writes nothing.
-    reseal = statement(f"{retention}/seal_days.sql", **policy(DAYS_KEPT), **steps[0])
+    reseal = statement(f"{retention}/seal_days.sql", **POLICY | {"retention_days": DAYS_KEPT} | steps[0])
     return {
         "nothing": (0, iter(())),
         "find_due_days": (1, repeat(statement(f"{aggregation}/find_due_days.sql"))),

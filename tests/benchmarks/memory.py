@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import Bench, Connection, Database, batches, day, execute, policy, seal
+from benchmarks.bench import Bench, Connection, Database, day, execute
 from conftest import LOGIN, ROOT, SQL
+from retention_steps import POLICY, Retention
 
 ROUNDS = 3
 DAYS_KEPT = 10
@@ -22,8 +23,10 @@ TASK = """
 import json, re, resource, sys
 from pathlib import Path
 from types import SimpleNamespace
-from web_analytics.postgres import PostgresOperator
-operator = PostgresOperator(task_id="task", **json.load(sys.stdin))
+from web_analytics.postgres import BatchOperator, PostgresOperator
+arguments = json.load(sys.stdin)
+kind = BatchOperator if "steps" in arguments["parameters"] else PostgresOperator
+operator = kind(task_id="task", **arguments)
 context = {"ti": SimpleNamespace(dag_id="dag", task_id="task", map_index=-1), "params": {}}
 operator.render_template_fields(context)
 operator.execute(context)
@@ -47,7 +50,7 @@ def memory(bench: Bench) -> None:
             database.load(size, days_ago=DAYS_KEPT + 1)
         database.aggregate(DAYS_KEPT + 1, DAYS_KEPT + 1)
         with database.connect() as job:
-            seal(job, DAYS_KEPT)
+            assert Retention(job, retention_days=DAYS_KEPT).seal() == []
     measured: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for _ in range(ROUNDS):
         for size, database in databases.items():
@@ -83,12 +86,13 @@ def memory(bench: Bench) -> None:
 def operator(database: Database, name: str) -> dict[str, Any]:
     """The arguments of the operator of a task."""
     folder = "aggregate_daily_analytics" if name == "aggregate_day" else "archive_old_analytics"
-    parameters: dict[str, Any] = policy(DAYS_KEPT) | {"kind": "event"}
+    parameters: dict[str, Any] = POLICY | {"retention_days": DAYS_KEPT, "kind": "event"}
     if name == "aggregate_day":
         parameters = {"days": [day(DAYS_KEPT + 1)[:10]], "label": "a day", "recount": False}
     if name == "delete_event_batch":
         with database.connect() as job:
-            parameters = policy(DAYS_KEPT) | {"steps": batches(job, DAYS_KEPT)[:3]}
+            retention = Retention(job, retention_days=DAYS_KEPT)
+            parameters = retention.policy | {"steps": Retention.batches(retention.plan())[:3]}
     return {
         "sql": (SQL / folder / f"{name}.sql").read_text(),
         "parameters": parameters,

@@ -10,15 +10,13 @@ from benchmarks.bench import (
     Bench,
     Connection,
     Database,
-    batches,
     day,
     execute,
     in_turns,
-    policy,
-    run,
-    seal,
     seconds,
 )
+from conftest import run_file
+from retention_steps import Retention
 
 FOLDER = "archive_old_analytics"
 DAYS_KEPT = 10
@@ -55,13 +53,13 @@ def before(bench: Bench, database: Database, websites: int) -> None:
                 owner, "UPDATE analytics_daily_stats SET sealed_at = NULL, late_pageviews = 0, late_custom_events = 0"
             )
             execute(owner, "VACUUM analytics_daily_stats")
-            return seconds(seal, job, DAYS_KEPT)
+            return seconds(Retention(job, retention_days=DAYS_KEPT).seal)
 
         [expired] = execute(job, COUNT, {"cutoff": day(DAYS_KEPT)})
         samples = in_turns(
             {
                 "count(*)": lambda: seconds(execute, job, COUNT, {"cutoff": day(DAYS_KEPT)}),
-                "find_expired_days": lambda: seconds(run, job, f"{FOLDER}/find_expired_days.sql", **policy(DAYS_KEPT)),
+                "find_expired_days": lambda: seconds(Retention(job, retention_days=DAYS_KEPT).find),
                 "find_expired_days + seal_days": seal_and_list,
             }
         )
@@ -81,7 +79,7 @@ def deletions(bench: Bench, database: Database, websites: int) -> None:
     """Measure ways to delete a slice of the batches."""
     with database.owner() as owner, database.connect() as job:
         owner.execute("VACUUM (ANALYZE) analytics_daily_stats, analytics_purge_batch")
-        full = batches(job, DAYS_KEPT)
+        full = Retention.batches(Retention(job, retention_days=DAYS_KEPT).plan())
         bounds = {
             row["number"]: row for row in execute(job, "SELECT number, first_at, last_at FROM analytics_purge_batch")
         }
@@ -110,7 +108,7 @@ def deletions(bench: Bench, database: Database, websites: int) -> None:
 
         def by_list(batch: dict[str, Any]) -> float:
             began = time.perf_counter()
-            [row] = run(job, f"{FOLDER}/delete_event_batch.sql", **batch)
+            [row] = run_file(job, f"{FOLDER}/delete_event_batch.sql", **batch)
             elapsed = time.perf_counter() - began
             assert row["result"]["left"] == 0, row["log"]
             return elapsed

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from benchmarks.bench import Bench, Database, batches, day, execute, in_turns, run, seal, seconds
+from benchmarks.bench import Bench, Database, day, execute, in_turns, seconds
+from retention_steps import Retention
 
 DRAWS = 20
 
@@ -119,9 +120,9 @@ def year(bench: Bench) -> None:
 
         exact = execute(reader, EXACT, span)[0]["visitors"]
         samples = dict(in_turns({"raw: count(DISTINCT)": read(EXACT), "raw: analytics_unique_visitors": read(UNIQUE)}))
-        seal(job, 0)
-        for batch in batches(job, 0):
-            run(job, "archive_old_analytics/delete_event_batch.sql", **batch)
+        retention = Retention(job, retention_days=0)
+        assert retention.seal() == []
+        retention.delete(retention.plan())
         assert execute(owner, "SELECT count(*) AS rows FROM analytics_purge_batch")[0]["rows"] == 0
         owner.execute("VACUUM (ANALYZE)")
         estimate = execute(reader, UNIQUE, span)[0]["visitors"]
