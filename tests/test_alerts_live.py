@@ -194,27 +194,15 @@ def test_a_failed_run_that_is_cleared_ends_well_and_the_ledger_says_so(live: Liv
 
 
 def test_a_killed_process_is_told_about(live: Live) -> None:
-    live.start("endless")
-    query = (
-        "SELECT client_port FROM pg_stat_activity WHERE application_name = 'airflow:endless.sleep' AND state = 'active'"
-    )
+    run = live.start("endless")
+    query = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'airflow:endless.sleep' AND state = 'active'"
     live.wait(lambda: live.database.query(query))
-    port = live.database.value(query)
-    [process] = [found for found in map(psutil.Process, _children(live)) if _is_connected_from(found, port)]
+    process = psutil.Process(live.airflow.call("GET", f"{run}/taskInstances/sleep")["pid"])
     process.kill()
     text = live.received("[Analytics] endless failed")
     assert "What happened: sleep: it failed without a word, as when its process was killed, or somebody marked" in text
     assert "What was done: check_database. It stays done" in text
     assert text.endswith("/tasks/sleep")
-
-
-def _children(live: Live) -> list[int]:
-    scheduler = psutil.Process(live.airflow.processes["scheduler"].pid)
-    return [child.pid for child in scheduler.children(recursive=True)]
-
-
-def _is_connected_from(process: Any, port: int) -> bool:
-    return any(found.laddr and found.laddr.port == port for found in process.net_connections("tcp"))
 
 
 def test_a_run_that_is_stopped_by_its_time_limit_is_told_about_once(live: Live) -> None:
