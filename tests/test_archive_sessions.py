@@ -88,8 +88,12 @@ def test_a_run_deletes_the_sessions_of_the_events_that_it_deleted(database: Data
 BETWEEN = {
     "nothing": ("SELECT", set()),
     "its visitor comes back": ("UPDATE analytics_session SET last_activity_at = now() WHERE id = 'this'", {"this"}),
-    "it was active later": (
+    "it was active later, and has expired": (
         f"UPDATE analytics_session SET last_activity_at = '{CUTOFF - MICROSECOND}' WHERE id = 'this'",
+        set(),
+    ),
+    "it was active at the cutoff": (
+        f"UPDATE analytics_session SET last_activity_at = '{CUTOFF}' WHERE id = 'this'",
         {"this"},
     ),
     "its clock was wrong": ("UPDATE analytics_session SET last_activity_at = '-infinity' WHERE id = 'this'", set()),

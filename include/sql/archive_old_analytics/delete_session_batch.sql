@@ -7,14 +7,11 @@
 WITH batch AS MATERIALIZED (
     DELETE FROM analytics_purge_batch
     WHERE number = %(number)s::bigint AND kind = 'session'
-    RETURNING last_at, ids
+    RETURNING ids
 ),
 
 listed AS MATERIALIZED (
-    SELECT
-        batch.last_at,
-        unnest(batch.ids) AS id
-    FROM batch
+    SELECT unnest(batch.ids) AS id FROM batch
 ),
 
 session AS MATERIALIZED (
@@ -24,7 +21,7 @@ session AS MATERIALIZED (
         raw.last_activity_at
     FROM listed
     INNER JOIN analytics_session AS raw ON listed.id = raw.id
-    WHERE raw.last_activity_at <= listed.last_at AND NOT analytics_has_events(raw.session_id, '-infinity')
+    WHERE NOT analytics_has_events(raw.session_id, '-infinity')
 ),
 
 website AS MATERIALIZED (
@@ -52,7 +49,7 @@ due AS MATERIALIZED (
 deleted AS (
     DELETE FROM analytics_session AS raw
     USING due
-    WHERE raw.id = due.id AND raw.website_id = due.website_id AND raw.last_activity_at <= due.last_at
+    WHERE raw.id = due.id AND raw.website_id = due.website_id AND raw.last_activity_at = due.last_activity_at
     RETURNING raw.id
 ),
 
