@@ -44,7 +44,10 @@ def connect(database: Database, isolation: str = "read committed") -> Connection
 
 
 class Retention:
-    """The steps of a run on a connection of the jobs' role, with `policy` over POLICY. `left` is what the last delete() left, and nothing of ours keeps it."""
+    """The steps of a run on a connection of the jobs' role, with `policy` over POLICY.
+
+    `left` is what the last delete() left, and nothing of ours keeps it.
+    """
 
     def __init__(self, connection: Connection, database: Any = None, **policy: Any) -> None:
         self.connection, self.database, self.policy = connection, database, POLICY | policy

@@ -29,16 +29,17 @@ class RunTasks:
         places = {task_id: place for place, task_id in enumerate(order)}
         self.instances: list[tuple[int, str, int, str]] = []
         """Of each task instance: its task's place and id, its map index (-1: not mapped), its state."""
+        self.was_closed = True
+        """Whether the closing task ran: a time limit of the whole run skips it."""
         for name, state in states.items():
             # A mapped one is named with its map index; a state of None is one that has not been scheduled.
             task_id, index = re.fullmatch(r"(.+?)(?:_(\d+))?", name).groups()  # type: ignore[union-attr]
-            place = places.get(task_id, len(places))
-            self.instances.append((place, task_id, int(index or -1), str(getattr(state, "value", state))))
+            state_name = str(getattr(state, "value", state))
+            if task_id == CLOSE_RUN:
+                self.was_closed = state_name != "skipped"
+            else:
+                self.instances.append((places.get(task_id, len(places)), task_id, int(index or -1), state_name))
         self.instances.sort()
-        closing = [state for _, task_id, _, state in self.instances if task_id == CLOSE_RUN]
-        self.was_closed = "skipped" not in closing
-        """Whether the closing task ran: a time limit of the whole run skips it."""
-        self.instances = [instance for instance in self.instances if instance[1] != CLOSE_RUN]
 
     @cached_property
     def counts(self) -> dict[str, Counter[str]]:

@@ -50,11 +50,14 @@ SELECT
                     '[Analytics Cleanup] %%s visitor(s) active now; %%s idle session(s) left, since they were being '
                     || 'written',
                     (
-                        SELECT count(DISTINCT event.visitor_id) FROM analytics_event AS event
-                        WHERE
-                            event.timestamp >= now() - make_interval(mins => %(idle_minutes)s::int)
-                            AND event.timestamp <= now()
-                            AND event.deleted_at IS NULL
+                        -- Hashed: count(DISTINCT) would sort, which is slow in most collations.
+                        SELECT count(*) FROM (
+                            SELECT DISTINCT event.visitor_id FROM analytics_event AS event
+                            WHERE
+                                event.timestamp >= now() - make_interval(mins => %(idle_minutes)s::int)
+                                AND event.timestamp <= now()
+                                AND event.deleted_at IS NULL
+                        ) AS visitor
                     ),
                     (
                         SELECT count(*) FROM analytics_session AS session
