@@ -11,6 +11,9 @@ sessions whose last activity is before it and of which no event is left. A day g
 raw events: then the row is sealed, and just these events are listed. Other days are aggregated first; one that still is
 not right is left alone. Events that come for a sealed day are counted as late, and go as well.
 
+A run that is **unusual** stops before it deletes, and says what it would delete: the first one, one that finds more than
+three times the usual, one after a policy or a time zone was changed. *Confirm* lets it go on.
+
 **Re-run**: any time; a batch that runs twice deletes once. `dry_run` deletes nothing (days are aggregated).
 
 **On failure**: finished batches stay deleted, the others stay on the list; clear the failed tasks, or let the next run do
@@ -39,6 +42,7 @@ NONE_FAILED = {"trigger_rule": "none_failed"}  # a step with nothing to do is sk
         "retention_days": Param(settings.retention_days, type="integer", minimum=1, maximum=36500, title="Days kept"),
         "batch_size": Param(settings.batch_size, type="integer", minimum=1, maximum=100_000, title="Rows per batch"),
         "dry_run": Param(False, type="boolean", title="Dry run", description="Count, delete nothing"),
+        "confirm": Param(False, type="boolean", title="Confirm", description="Delete even if it is unusually much"),
     },
 )
 def archive_old_analytics():

@@ -17,7 +17,7 @@ from datetime import timedelta
 from airflow.sdk import Param, dag
 
 from web_analytics.job import JOB, check_database, cron
-from web_analytics.postgres import BatchOperator
+from web_analytics.postgres import GUEST, BatchOperator
 from web_analytics.settings import settings
 from web_analytics.watch import close_run
 
@@ -27,8 +27,8 @@ def batches(task_id):
         task_id=task_id,
         sql=f"cleanup_analytics_sessions/{task_id}.sql",
         parameters={"idle_minutes": "{{ params.idle_minutes | int }}", "batch_size": settings.batch_size, "done": 0},
-        pause=settings.batch_pause_seconds,
         session_settings={"statement_timeout": "2min"},
+        **GUEST,
     )
 
 

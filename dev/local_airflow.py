@@ -163,9 +163,9 @@ class Airflow:
                 raise RuntimeError(f"Airflow does not find the DAGs {', '.join(dag_ids)}; its log is {log}")
             time.sleep(0.3)
 
-    def trigger(self, dag_id: str) -> str:
-        """Start a run as the UI's Trigger button does and return its id."""
-        run = self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None})
+    def trigger(self, dag_id: str, **params: Any) -> str:
+        """Start a run as the UI's Trigger button does, with the Params of its form, and return its id."""
+        run = self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": params})
         self.call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
         return str(run["dag_run_id"])
 

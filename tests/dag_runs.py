@@ -56,10 +56,11 @@ def run_dag(
     conf: dict[str, Any] | None = None,
     logical_date: datetime | None = None,
 ) -> Run:
-    """Run a DAG once, with its retries, and return what became of it."""
+    """Run a DAG once, with its retries, and return what became of it. The brake of the retention is off by default."""
     capsys.readouterr()
     dag = dags()[dag_id]
-    dag_run = without_waiting(dag, run_conf=conf or {}, logical_date=logical_date)
+    confirmed = {"confirm": True} if "confirm" in dag.params else {}
+    dag_run = without_waiting(dag, run_conf=confirmed | (conf or {}), logical_date=logical_date)
     instances = sorted(dag_run.get_task_instances(), key=lambda ti: (ti.task_id, ti.map_index))
     tasks: dict[str, list[str]] = {}
     tries: dict[str, list[int]] = {}

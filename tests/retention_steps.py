@@ -21,6 +21,7 @@ POLICY: dict[str, Any] = {
     "retention_days": 90,
     "batch_size": 1000,
     "dry_run": False,
+    "confirm": True,
     "job": "archive_old_analytics",
     "run_id": "test",
 }

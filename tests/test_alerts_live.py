@@ -162,7 +162,7 @@ def test_a_failed_run_is_one_message_that_says_what_happened(live: Live, midnigh
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE check_violation; END $$;"
         "CREATE TRIGGER refuse BEFORE DELETE ON analytics_event EXECUTE FUNCTION refuse()"
     )
-    assert live.run("archive_old_analytics", {"batch_size": 1}) == "failed"
+    assert live.run("archive_old_analytics", {"batch_size": 1, "confirm": True}) == "failed"
     live.database.connection.execute("DROP TRIGGER refuse ON analytics_event")
     text = live.received("[Analytics] archive_old_analytics failed")
     first, happened, done, _, log = text.splitlines()

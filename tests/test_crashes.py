@@ -352,7 +352,7 @@ def test_killed_processes(
 
     try:
         hold(connection, *STATEMENTS)
-        runs = {dag_id: airflow.trigger(dag_id) for dag_id in (ARCHIVE, CLEANUP)}
+        runs = {ARCHIVE: airflow.trigger(ARCHIVE, confirm=True), CLEANUP: airflow.trigger(CLEANUP)}
         kill("seal_days", "worker")
         kill("close_idle_sessions", "worker")
         kill("aggregate_day", "task")

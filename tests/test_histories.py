@@ -253,7 +253,12 @@ class History(Application):
 
     def expired_steps(self, retention_days: int, by_day: bool) -> list[tuple[date, date]]:
         """The steps in which expired days are sealed: all at once, or each on its own."""
-        parameters = {"retention_days": retention_days, "batch_size": BATCH_SIZE}
+        parameters = RUN | {
+            "retention_days": retention_days,
+            "batch_size": BATCH_SIZE,
+            "dry_run": False,
+            "confirm": True,
+        }
         found = self.sql(RETENTION, "find_expired_days", parameters)["result"]
         expired = self.model.expired_days(retention_days)
         days = sorted({day for _, day in expired})

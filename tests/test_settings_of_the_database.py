@@ -188,7 +188,7 @@ class Jobs:
             step(f"cleanup_analytics_sessions/{task}", parameters, operator=BatchOperator)
 
     def _archive(self, own: dict[str, Any]) -> None:
-        policy = own | {"retention_days": 90, "batch_size": 20, "dry_run": False}
+        policy = own | {"retention_days": 90, "batch_size": 20, "dry_run": False, "confirm": True}
         steps = step("archive_old_analytics/find_expired_days", policy)["steps"]
         for days in self._seal(policy, steps):
             self._count(days)

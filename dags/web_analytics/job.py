@@ -41,7 +41,7 @@ class CheckDatabase(PostgresOperator):
     :raises AirflowFailException: names the Param, and the one that was meant; or what the database lacks.
     """
 
-    def execute(self, context: Context) -> None:
+    def work(self, context: Context) -> None:
         """Check the run's Params, then the database."""
         dag: Any = context["dag"]
         known = list(dag.params)
@@ -54,7 +54,7 @@ class CheckDatabase(PostgresOperator):
             )
             self.log.error("%s", problem)
             raise AirflowFailException(problem)
-        super().execute(context)
+        super().work(context)
 
 
 def check_database() -> PostgresOperator:

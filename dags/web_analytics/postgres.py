@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryActi
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowNotFoundException
 
 from web_analytics import session
+from web_analytics.settings import settings
 
 CONNECTION_ID = "analytics_db"
 LOG_LINES = 100
@@ -80,7 +82,7 @@ HINTS: dict[type[psycopg.Error], str] = {
 
 
 class SessionPostgresHook(PostgresHook):
-    """A PostgresHook whose connections start with the given session settings.
+    """A PostgresHook with one connection for all its statements, which starts with the given session settings.
 
     They are set after connecting, so that they win over the connection's own ``options``.
 
@@ -97,6 +99,25 @@ class SessionPostgresHook(PostgresHook):
         connection: Any = super().get_conn()
         session.apply(connection, self.session_settings)
         return connection
+
+    @contextmanager
+    def _create_autocommit_connection(self, autocommit: bool = False) -> Iterator[Any]:
+        """Give the connection, which stays open unless a statement fails: to connect takes longer than most of them."""
+        connection: Any = self.conn
+        if connection is None or connection.closed:
+            connection = self.get_conn()
+        self.set_autocommit(connection, autocommit)
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        connection: Any = self.conn
+        if connection is not None:
+            connection.close()
 
 
 def _read(cursor: Any) -> tuple[list[dict[str, Any]], str]:
@@ -165,6 +186,13 @@ class PostgresOperator(SQLExecuteQueryOperator):
         )
 
     def execute(self, context: Context) -> Any:
+        """Do the task's work on one connection."""
+        try:
+            return self.work(context)
+        finally:
+            self._hook.close()
+
+    def work(self, context: Context) -> Any:
         """Run the statement and return its result."""
         rows: list[dict[str, Any]] = []
         for statement in [self.sql] if isinstance(self.sql, str) else self.sql:
@@ -187,7 +215,7 @@ class PostgresOperator(SQLExecuteQueryOperator):
             raise AirflowException("The task was killed between two statements.")
         started = time.monotonic()
         try:
-            result: Any = self._hook.run(statement, parameters=parameters, handler=_read)
+            result: Any = self._hook.run(statement, autocommit=True, parameters=parameters, handler=_read)
         except AirflowNotFoundException:
             raise AirflowFailException(
                 f"Airflow has no connection {self.conn_id}: add it under Admin > Connections."
@@ -212,6 +240,14 @@ class PostgresOperator(SQLExecuteQueryOperator):
         return lines if more <= 0 else [*lines[:LOG_LINES], f"... and {more:,} more line(s)", lines[-1]]
 
 
+GUEST: dict[str, Any] = {
+    "rest": settings.batch_rest,
+    "pause": settings.batch_pause_seconds,
+    "give_way": "give_way.sql",
+}
+"""How a BatchOperator behaves that changes rows of the application."""
+
+
 class BatchOperator(PostgresOperator):
     """Runs an SQL file again and again, each time in a transaction of its own: once for each of the parameter ``steps``,
     and each time as long as the statement returns a column ``again`` that is not NULL.
@@ -219,22 +255,40 @@ class BatchOperator(PostgresOperator):
     ``steps`` is a list of further parameters, and ``again`` has further parameters of the next time. The XCom is the list
     of all results that are not NULL.
 
-    :param pause: seconds to rest after each statement.
+    :param rest: rest after each statement, as a multiple of the time that it took.
+    :param pause: seconds to rest at least.
+    :param give_way: an SQL file to run before each statement (templated); while it returns rows, nothing else is done.
     """
 
-    def __init__(self, *, pause: float = 0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.pause = pause
+    template_fields = (*PostgresOperator.template_fields, "give_way")
 
-    def execute(self, context: Context) -> list[Any]:
+    def __init__(self, *, rest: float = 0, pause: float = 0, give_way: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rest, self.pause, self.give_way = rest, pause, give_way
+
+    def work(self, context: Context) -> list[Any]:
         """Run the statements and return their results."""
         parameters = dict(self.parameters or {})
         results: list[Any] = []
         for step in parameters.pop("steps", [{}]):
             again = step
             while again is not None:
+                self._wait()
+                started = time.monotonic()
                 row = [{}, *self.run_statement(str(self.sql), parameters | again)][-1]
                 results.append(row.get("result"))
                 again = again | row["again"] if row.get("again") is not None else None
-                time.sleep(self.pause)
+                time.sleep(max(self.pause, self.rest * (time.monotonic() - started)))
         return [result for result in results if result is not None]
+
+    def _wait(self) -> None:
+        """Wait while ``give_way`` returns rows, and log the first one's column ``reason``."""
+        limits, reason = {"standby_lag_mb": settings.standby_lag_mb}, ""
+        while self.give_way and not self.killed:
+            result: Any = self._hook.run(self.give_way, autocommit=True, parameters=limits, handler=_read)
+            if not result[0]:
+                break
+            if not reason:
+                reason = result[0][0]["reason"]
+                self.log.info("Waiting: %s", reason)
+            time.sleep(1)

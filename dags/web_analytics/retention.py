@@ -8,11 +8,13 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from web_analytics.job import RUN
-from web_analytics.postgres import BatchOperator, PostgresOperator
+from web_analytics.postgres import GUEST, BatchOperator, PostgresOperator
 from web_analytics.settings import settings
 
 # A client may send a whole number as 90.0; true and false are 1 and 0.
-PARAMETERS = RUN | {name: f"{{{{ params.{name} | int }}}}" for name in ("retention_days", "batch_size", "dry_run")}
+PARAMETERS = RUN | {
+    name: f"{{{{ params.{name} | int }}}}" for name in ("retention_days", "batch_size", "dry_run", "confirm")
+}
 
 
 def sql(task_id: str, file: str = "", operator: Any = PostgresOperator, **kwargs: Any) -> Any:
@@ -37,9 +39,9 @@ def delete_batch(table: str, plan: PostgresOperator) -> MappedOperator:
         task_id=f"delete_{table}_batch",
         sql=f"archive_old_analytics/delete_{table}_batch.sql",
         max_active_tis_per_dag=settings.archive_parallelism,
-        pause=settings.batch_pause_seconds,
         session_settings={"statement_timeout": "1min"},
         map_index_template="{{ task.parameters['label'] }}",
+        **GUEST,
     ).expand(parameters=plan.output)
 
 

@@ -55,10 +55,14 @@ class Settings(BaseSettings):
     """Whole days for which raw events and sessions are kept."""
     batch_size: int = Field(default=1000, ge=1, le=100_000)
     """Rows that one transaction closes or deletes at most."""
+    batch_rest: float = Field(default=1, ge=0, le=100)
+    """Rest after each batch, as a multiple of the time that it took: with 1, a task leaves the database half the time."""
     batch_pause_seconds: float = Field(default=0, ge=0, le=3600)
-    """Seconds for which a task rests after each batch."""
+    """Seconds for which a task rests after each batch at least."""
     archive_parallelism: int = Field(default=2, ge=1, le=1000)
     """Tasks that delete batches at the same time at most: what the database may bear beside its application."""
+    standby_lag_mb: int = Field(default=100, ge=1)
+    """Write-ahead log, in MB of 1024^2 bytes, by which a standby may lag before batches wait for it."""
     alert_email: Annotated[str, AfterValidator(_address)] | None = None
     """Address that is mailed when a run fails or an alert is due; no mail is sent without it."""
     alert_behind_hours: int = Field(default=36, ge=1, le=8760)

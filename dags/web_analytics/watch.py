@@ -56,7 +56,7 @@ class CloseRun(PostgresOperator):
         super().__init__(task_id=CLOSE_RUN, sql=files, **kwargs)
         self.target, self.written, self.deleted, self.unsealed = target, written, deleted, unsealed
 
-    def execute(self, context: Context) -> None:
+    def work(self, context: Context) -> None:
         """Close the run."""
         ti, run_id = context["ti"], context["run_id"]
         dag: Any = context["dag"]

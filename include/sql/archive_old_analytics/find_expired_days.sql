@@ -1,24 +1,27 @@
 -- Finds the days whose raw events have expired and cuts them into steps of about 100,000 events, for seal_days.sql.
--- Params: retention_days (int), for websites without a policy of their own; batch_size (int).
+-- Params: retention_days (int), for websites without a policy of their own; batch_size (int); dry_run, confirm
+--   (boolean); job, run_id (text).
 -- Result: one row: result (json: cutoff; steps, each with first_day and last_day; events, raw rows of all of them;
---   left_days, that are left for the next run), log.
+--   left_days, that are left for the next run), log, problem (why the run is unusual and stops here).
 -- A run takes 1,000 days and 10,000 batches at most, so that its list stays small whatever the backlog.
-WITH website AS MATERIALIZED (
+-- A run is unusual if more than three times the median of the last eight runs has expired (of those that found
+-- something; the first of them is unusual), or if a website's data is kept for fewer days, or has its days in another
+-- time zone, than at the last run. It stops, unless confirm is true. What it is compared with is written into the
+-- ledger of a run that goes on.
+WITH expired_day AS MATERIALIZED (
     SELECT
-        website.website_id,
-        analytics_cutoff(website.website_id, %(retention_days)s::int) AS cutoff
-    FROM analytics_websites() AS website (website_id)
+        day.*,
+        -- By how much it is past what is kept.
+        analytics_cutoff(day.website_id, %(retention_days)s::int) - day.ends_at AS age
+    FROM analytics_expired_days(%(retention_days)s::int) AS day
 ),
 
 expired AS (
     SELECT
-        day.date,
-        sum(sign.total_events + sign.deleted_events) AS events
-    FROM website
-    CROSS JOIN LATERAL analytics_event_days(website.website_id, '-infinity', website.cutoff) AS day
-    CROSS JOIN LATERAL analytics_signs(website.website_id, day.starts_at, day.ends_at) AS sign
-    WHERE day.ends_at <= website.cutoff
-    GROUP BY day.date
+        expired_day.date,
+        sum(expired_day.events) AS events
+    FROM expired_day
+    GROUP BY expired_day.date
 ),
 
 numbered AS (
@@ -60,7 +63,205 @@ found AS (
     CROSS JOIN taken
 ),
 
-policy AS (
+expired_session AS (
+    SELECT
+        website.website_id,
+        count(*) AS sessions
+    FROM (
+        SELECT
+            name.website_id,
+            analytics_cutoff(name.website_id, %(retention_days)s::int) AS cutoff
+        FROM (SELECT DISTINCT session.website_id FROM analytics_session AS session) AS name
+    ) AS website
+    INNER JOIN analytics_session AS session
+        ON website.website_id = session.website_id AND website.cutoff > session.last_activity_at
+    GROUP BY website.website_id
+),
+
+expired_website AS MATERIALIZED (
+    SELECT
+        event.first_day,
+        coalesce(event.website_id, expired_session.website_id) AS website_id,
+        coalesce(event.events, 0) AS events,
+        coalesce(expired_session.sessions, 0) AS sessions,
+        format(
+            '%%s: %%s event(s)%%s and %%s session(s)',
+            coalesce(event.website_id, expired_session.website_id),
+            to_char(coalesce(event.events, 0), 'FM999,999,999,999,990'),
+            CASE
+                WHEN event.events > 0
+                    THEN format(
+                        ' from %%s on (%%s up to 30 days past what is kept, %%s up to a year, %%s more)',
+                        to_char(event.first_day, 'YYYY-MM-DD'),
+                        to_char(event.days_30, 'FM999,999,999,999,990'),
+                        to_char(event.days_365, 'FM999,999,999,999,990'),
+                        to_char(event.events - event.days_30 - event.days_365, 'FM999,999,999,999,990')
+                    )
+            END,
+            to_char(coalesce(expired_session.sessions, 0), 'FM999,999,999,999,990')
+        ) AS text,
+        row_number() OVER (
+            ORDER BY
+                coalesce(event.events, 0) + coalesce(expired_session.sessions, 0) DESC,
+                convert_to(coalesce(event.website_id, expired_session.website_id), 'UTF8') ASC
+        ) AS number
+    FROM (
+        SELECT
+            day.website_id,
+            sum(day.events) AS events,
+            coalesce(sum(day.events) FILTER (WHERE day.age < interval '30 days'), 0) AS days_30,
+            coalesce(
+                sum(day.events) FILTER (WHERE day.age >= interval '30 days' AND day.age < interval '365 days'), 0
+            ) AS days_365,
+            min(day.date) AS first_day
+        FROM expired_day AS day
+        GROUP BY day.website_id
+    ) AS event
+    FULL JOIN expired_session ON event.website_id = expired_session.website_id
+),
+
+expired_total AS (
+    SELECT
+        coalesce(sum(website.events + website.sessions), 0)::bigint AS rows,
+        count(*) AS websites,
+        string_agg('[Analytics Archive] Expired of ' || website.text, E'\n' ORDER BY website.number)
+        FILTER (WHERE website.number <= 50) AS log,
+        string_agg(website.text, '; ' ORDER BY website.number) FILTER (WHERE website.number <= 5) AS text
+    FROM expired_website AS website
+),
+
+policy AS MATERIALIZED (SELECT * FROM analytics_policies(%(retention_days)s::int)),
+
+policy_before AS MATERIALIZED (
+    SELECT stored.*
+    FROM (
+        SELECT run.policies FROM analytics_job_run AS run
+        WHERE run.job = %(job)s AND run.run_id <> %(run_id)s AND run.policies IS NOT NULL
+        ORDER BY run.started_at DESC LIMIT 1
+    ) AS latest
+    CROSS JOIN LATERAL jsonb_to_recordset(latest.policies) AS stored (website_id text, days int, timezone text)
+),
+
+-- A website that has no policy of its own at one of the two runs has that of all.
+changed AS (
+    SELECT
+        website.website_id,
+        present.days,
+        former.days AS days_before,
+        present.timezone,
+        former.timezone AS timezone_before,
+        coalesce(website.website_id, 'all websites without a policy of their own') AS name
+    FROM (
+        SELECT policy.website_id FROM policy
+        UNION
+        SELECT policy_before.website_id FROM policy_before
+    ) AS website
+    CROSS JOIN
+        LATERAL (
+            SELECT
+                own.days,
+                own.timezone
+            FROM policy AS own
+            WHERE own.website_id = website.website_id OR own.website_id IS NULL
+            ORDER BY own.website_id ASC NULLS LAST LIMIT 1
+        ) AS present
+    CROSS JOIN LATERAL (
+        SELECT
+            own.days,
+            own.timezone
+        FROM policy_before AS own
+        WHERE own.website_id = website.website_id OR own.website_id IS NULL
+        ORDER BY own.website_id ASC NULLS LAST LIMIT 1
+    ) AS former
+),
+
+usual AS (
+    SELECT
+        percentile_cont(0.5) WITHIN GROUP (ORDER BY run.rows) AS median,
+        count(*) AS runs
+    FROM (
+        SELECT coalesce(stored.expired_rows, stored.rows_deleted) AS rows FROM analytics_job_run AS stored
+        WHERE
+            stored.job = %(job)s
+            AND stored.run_id <> %(run_id)s
+            AND coalesce(stored.expired_rows, stored.rows_deleted) > 0
+        ORDER BY stored.started_at DESC LIMIT 8
+    ) AS run
+),
+
+reason AS (
+    SELECT
+        1 AS place,
+        NULL AS website_id,
+        CASE
+            WHEN usual.runs = 0 THEN 'it is the first one that finds any'
+            ELSE
+                format(
+                    'that is more than 3 times %%s, the median of the last %%s run(s)',
+                    to_char(usual.median, 'FM999,999,999,999,990'), usual.runs
+                )
+        END AS text
+    FROM expired_total
+    CROSS JOIN usual
+    WHERE expired_total.rows > coalesce(3 * usual.median, 0)
+    UNION ALL
+    SELECT
+        2 AS place,
+        changed.website_id,
+        format(
+            'raw data of %%s is kept for %%s days, and was kept %%s at the last run',
+            changed.name, changed.days, coalesce('for ' || changed.days_before, 'for ever')
+        ) AS text
+    FROM changed
+    WHERE changed.days < coalesce(changed.days_before, 2147483647)
+    UNION ALL
+    SELECT
+        3 AS place,
+        changed.website_id,
+        format(
+            'days of %%s are of time zone %%s, and were of %%s at the last run',
+            changed.name, changed.timezone, changed.timezone_before
+        ) AS text
+    FROM changed
+    WHERE changed.timezone <> changed.timezone_before
+),
+
+brake AS MATERIALIZED (
+    SELECT
+        -- In one line, whatever the names of websites are.
+        translate(format(
+            'This run would delete %%s row(s), which is unusual: %%s%%s. Nothing was deleted; if it is right, trigger '
+            || 'archive_old_analytics with the Param confirm. It would delete %%s%%s.',
+            to_char(expired_total.rows, 'FM999,999,999,999,990'),
+            string_agg(reason.text, '; ' ORDER BY reason.number) FILTER (WHERE reason.number <= 5),
+            CASE WHEN count(*) > 5 THEN format('; and %%s more reason(s)', count(*) - 5) END,
+            coalesce(expired_total.text, 'nothing now'),
+            CASE WHEN expired_total.websites > 5 THEN format('; and of %%s more', expired_total.websites - 5) END
+        ), E'\n\r', '  ') AS sentence
+    FROM (
+        SELECT
+            reason.text,
+            row_number() OVER (ORDER BY reason.place, reason.website_id NULLS FIRST) AS number
+        FROM reason
+    ) AS reason
+    CROSS JOIN expired_total
+    GROUP BY expired_total.rows, expired_total.text, expired_total.websites
+),
+
+let_go AS (
+    UPDATE analytics_job_run AS run
+    SET
+        expired_rows = expired_total.rows,
+        policies = (SELECT jsonb_agg(to_jsonb(policy)) FROM policy)
+    FROM expired_total
+    WHERE
+        run.job = %(job)s
+        AND run.run_id = %(run_id)s
+        AND NOT %(dry_run)s::boolean
+        AND (%(confirm)s::boolean OR NOT EXISTS (SELECT FROM brake))
+),
+
+held AS (
     SELECT
         to_char(
             analytics_cutoff(NULL, %(retention_days)s::int) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'
@@ -85,14 +286,15 @@ anomaly AS (
 
 SELECT
     json_build_object(
-        'cutoff', policy.cutoff,
+        'cutoff', held.cutoff,
         'left_days', found.left_days,
         'events', found.events,
         'steps', coalesce(taken.steps, '[]')
     ) AS result,
     concat_ws(
         E'\n',
-        concat('[Analytics Archive] Raw data before ', policy.cutoff, ' has expired', policy.websites, policy.holds),
+        concat('[Analytics Archive] Raw data before ', held.cutoff, ' has expired', held.websites, held.holds),
+        expired_total.log,
         CASE
             WHEN found.left_days > 0
                 THEN format(
@@ -100,9 +302,23 @@ SELECT
                     found.left_days
                 )
         END,
-        anomaly.websites
-    ) AS log
+        anomaly.websites,
+        CASE
+            WHEN standby.unseen > 0
+                THEN
+                    '[Analytics Archive] Batches do not wait for standbys that lag: the owner of the function '
+                    || 'analytics_standbys may not look at them, until he is granted pg_read_all_stats'
+        END,
+        CASE
+            WHEN %(dry_run)s::boolean THEN '[Analytics Archive] Dry run, without it or confirm: ' || brake.sentence
+            WHEN %(confirm)s::boolean THEN '[Analytics Archive] Confirmed: ' || brake.sentence
+        END
+    ) AS log,
+    CASE WHEN NOT %(dry_run)s::boolean AND NOT %(confirm)s::boolean THEN brake.sentence END AS problem
 FROM found
 CROSS JOIN taken
-CROSS JOIN policy
-CROSS JOIN anomaly;
+CROSS JOIN expired_total
+CROSS JOIN held
+CROSS JOIN anomaly
+CROSS JOIN analytics_standbys() AS standby
+LEFT JOIN brake ON TRUE;

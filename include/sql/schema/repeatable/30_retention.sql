@@ -47,3 +47,57 @@ BEGIN
         );
 END
 $$;
+
+-- How many standbys follow this server, by how many bytes of write-ahead log the slowest is behind in replaying it, and
+-- how many of them the owner of this function may not look at: it needs the role pg_read_all_stats for that, and those
+-- who call it do not.
+CREATE OR REPLACE FUNCTION analytics_standbys(OUT standbys bigint, OUT lag_bytes bigint, OUT unseen bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT
+        count(*),
+        max(pg_wal_lsn_diff(pg_current_wal_lsn(), standby.replay_lsn))::bigint,
+        count(*) FILTER (WHERE standby.state IS NULL)
+    FROM pg_stat_replication AS standby
+$$;
+
+-- The days that have expired, each with how many of its raw events are there, live or soft-deleted.
+CREATE OR REPLACE FUNCTION analytics_expired_days(retention_days integer)
+RETURNS TABLE (website_id text, date date, ends_at timestamptz, events bigint)
+LANGUAGE sql STABLE ROWS 1000 SET jit = off AS $$
+    SELECT
+        website.website_id,
+        day.date,
+        day.ends_at,
+        sign.total_events + sign.deleted_events
+    FROM (
+        SELECT
+            name.website_id,
+            analytics_cutoff(name.website_id, analytics_expired_days.retention_days) AS cutoff
+        FROM analytics_websites() AS name (website_id)
+        OFFSET 0
+    ) AS website
+    CROSS JOIN LATERAL analytics_event_days(website.website_id, '-infinity', website.cutoff) AS day
+    CROSS JOIN LATERAL analytics_signs(website.website_id, day.starts_at, day.ends_at) AS sign
+    WHERE day.ends_at <= website.cutoff
+$$;
+
+-- For how many days raw data is kept (NULL: for ever, under a legal hold), and the time zone of the days: of all
+-- websites (website_id NULL) and of those that have a policy or a time zone of their own.
+CREATE OR REPLACE FUNCTION analytics_policies(retention_days integer)
+RETURNS TABLE (website_id text, days integer, timezone text)
+LANGUAGE sql STABLE ROWS 10 AS $$
+    SELECT
+        website.website_id,
+        CASE WHEN policy.legal_hold IS NOT TRUE
+            THEN coalesce(policy.retention_days, analytics_policies.retention_days)
+        END,
+        analytics_zone(website.website_id, (now() AT TIME ZONE 'UTC')::date)
+    FROM (
+        SELECT NULL AS website_id
+        UNION
+        SELECT stored.website_id FROM analytics_website_policy AS stored
+        UNION
+        SELECT zone.website_id FROM analytics_timezone AS zone
+    ) AS website
+    LEFT JOIN analytics_website_policy AS policy ON website.website_id = policy.website_id
+$$;
