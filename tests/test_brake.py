@@ -100,8 +100,16 @@ def test_a_dry_run_tells_and_is_not_remembered(database: Database, run: Retentio
 @pytest.mark.parametrize(
     ("before", "present", "reason"),
     [
-        ("retention_days = 365", "retention_days = 30", "of shop is kept for 30 days, and was kept for 365 at the last run"),
-        ("legal_hold = TRUE", "legal_hold = FALSE", "of shop is kept for 90 days, and was kept for ever at the last run"),
+        (
+            "retention_days = 365",
+            "retention_days = 30",
+            "of shop is kept for 30 days, and was kept for 365 at the last run",
+        ),
+        (
+            "legal_hold = TRUE",
+            "legal_hold = FALSE",
+            "of shop is kept for 90 days, and was kept for ever at the last run",
+        ),
         ("retention_days = 365", None, "of shop is kept for 90 days, and was kept for 365 at the last run"),
         (None, "retention_days = 30", "of shop is kept for 30 days, and was kept for 90 at the last run"),
         ("retention_days = 30", "retention_days = 365", None),
@@ -173,7 +181,9 @@ def test_the_run_fails_before_anything_is_sealed_and_confirm_lets_it_go_on(
     assert ids(database) == left
     assert database.value("SELECT count(*) FROM analytics_daily_stats") == 0
     [problem] = [row["problem"] for row in database.query("SELECT problem FROM analytics_job_run")]
-    assert problem.startswith("find_expired_days: This run would delete 6 row(s), which is unusual: it is the first one")
+    assert problem.startswith(
+        "find_expired_days: This run would delete 6 row(s), which is unusual: it is the first one"
+    )
     assert run_dag(JOB, capsys, conf={"confirm": True}).state == "success"
     assert ids(database) == set()
     assert ids(database, "session") == set()

@@ -233,6 +233,17 @@ class TestLoop:
         assert seconds(STEP, name="x", steps=[{"first": n, "last": n} for n in (1, 2)]) >= 0.8
         assert 1.2 <= seconds(BATCH, size=5, done=0) < 1.6
 
+    def test_it_rests_in_proportion_to_what_a_statement_took(self, numbers: Database) -> None:
+        started = time.monotonic()
+        execute_batches("SELECT pg_sleep(0.3)", parameters={"steps": [{}, {}]}, rest=2)
+        assert 1.8 <= time.monotonic() - started < 2.4
+
+    def test_all_statements_use_one_connection_and_none_stays_open(self, numbers: Database) -> None:
+        sql = "SELECT pg_backend_pid() AS result"
+        [one, other] = execute_batches(sql, parameters={"steps": [{}, {}]})
+        assert one == other
+        numbers.wait_until("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = %s", one)
+
 
 class TestErrors:
     def test_undefined_connection_is_one_sentence(self) -> None:
