@@ -101,7 +101,7 @@ class TestFindExpired:
                 database.event(moment, website_id=website_id)
                 database.session(moment, moment, website_id=website_id, id=f"{website_id} {moment == cutoff}")
         assert run.find()["events"] == 4
-        assert run.log.endswith("; 3 website(s) have a policy of their own; legal hold on the raw data of held")
+        assert run.log.splitlines()[0].endswith("; 3 website(s) have a policy of their own; legal hold on the raw data of held")
         assert run.archive() == {"event": [4], "session": [4]}
         left = database.query("SELECT * FROM analytics_event WHERE timestamp <> %s", cutoffs["held"] - MICROSECOND)
         assert {row["website_id"]: row["timestamp"] for row in left} == cutoffs
@@ -112,9 +112,8 @@ class TestFindExpired:
             database.event(moment, id=moment)
         database.event("0001-01-01", id="first")
         assert run.find()["events"] == 1
-        assert run.log.splitlines()[1:] == [
-            "[Analytics Archive] Website site: 4 event(s) have a time that no calendar has; they are left"
-        ]
+        left = "[Analytics Archive] Website site: 4 event(s) have a time that no calendar has; they are left"
+        assert left in run.log.splitlines()
         assert run.archive()["event"] == [1]
         assert len(ids(database)) == 4
         assert "first" not in ids(database)
@@ -273,6 +272,6 @@ def test_a_batch_reads_its_rows_by_their_primary_key_and_nothing_else(
         assert Retention(connection).delete([task], table) == [10]
         rows = connection.execute("SELECT * FROM pg_stat_xact_user_tables").fetchall()
     reads = {row["relname"]: (row["seq_scan"], row["idx_scan"], row["idx_tup_fetch"]) for row in rows}
-    # Once to look at each of them, and once to delete it.
-    assert reads[f"analytics_{table}"] == (0, 20, 20)
+    # Events once, since all of them have expired by far; sessions once to look at each of them, and once to delete it.
+    assert reads[f"analytics_{table}"] == ((0, 10, 10) if table == "event" else (0, 20, 20))
     assert reads["analytics_event"][0] == 0

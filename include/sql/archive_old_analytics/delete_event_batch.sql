@@ -6,10 +6,12 @@
 -- stays on the list), whether it was soft-deleted when it was listed and is not any more, and whether it is still of
 -- that time. Of the last two, neither was counted where it is now: they are off the list, and found again by
 -- seal_days.sql.
+-- Most batches are gone through once: events are looked at before only where a policy or the nearness of the cutoff may
+-- keep one, and afterwards only where not all have gone.
 WITH batch AS MATERIALIZED (
     DELETE FROM analytics_purge_batch
     WHERE number = %(number)s::bigint AND kind = 'event'
-    RETURNING first_at, last_at, ids, deleted_ids
+    RETURNING rows, first_at, last_at, ids, deleted_ids
 ),
 
 listed AS MATERIALIZED (
@@ -28,57 +30,87 @@ listed AS MATERIALIZED (
     FROM batch
 ),
 
+doubt AS MATERIALIZED (
+    SELECT
+        batch.last_at >= CASE
+            WHEN
+                NOT EXISTS (
+                    SELECT FROM analytics_timezone AS stored
+                    WHERE stored.website_id IS NOT NULL OR stored.from_date > '-infinity'
+                )
+                THEN analytics_cutoff(NULL, %(retention_days)s::int)
+            -- What is a few days past the general cutoff has expired in every time zone.
+            ELSE now() - make_interval(days => %(retention_days)s::int + 3)
+        END
+        OR EXISTS (
+            SELECT FROM analytics_website_policy AS policy
+            WHERE policy.legal_hold OR policy.retention_days > %(retention_days)s::int
+        ) AS is_near
+    FROM batch
+),
+
 event AS MATERIALIZED (
     SELECT
-        listed.*,
+        listed.id,
         raw.website_id,
-        raw.timestamp,
-        raw.deleted_at IS NULL AND NOT listed.was_live AS is_restored
+        raw.timestamp
     FROM listed
     INNER JOIN analytics_event AS raw
         ON listed.id = raw.id AND raw.timestamp BETWEEN listed.first_at AND listed.last_at
+    WHERE (SELECT doubt.is_near FROM doubt)
 ),
 
 website AS MATERIALIZED (
     SELECT
         name.website_id,
         analytics_cutoff(name.website_id, %(retention_days)s::int) AS cutoff
-    FROM (
-        SELECT event.website_id FROM event
-        LEFT JOIN analytics_website_policy AS policy ON event.website_id = policy.website_id
-        GROUP BY event.website_id
-        -- What is a few days past the general cutoff has expired in every time zone.
-        HAVING
-            count(policy.website_id) > 0
-            OR max(event.timestamp) >= now() - make_interval(days => %(retention_days)s::int + 3)
-    ) AS name
+    FROM (SELECT DISTINCT event.website_id FROM event) AS name
 ),
 
-due AS MATERIALIZED (
+looked_at AS MATERIALIZED (
     SELECT
-        event.*,
-        coalesce(event.timestamp >= website.cutoff, FALSE) AS is_held
+        event.id,
+        event.website_id,
+        event.timestamp >= website.cutoff AS is_held
     FROM event
-    LEFT JOIN website ON event.website_id = website.website_id
-    WHERE NOT event.is_restored
+    INNER JOIN website ON event.website_id = website.website_id
 ),
 
 deleted AS (
     DELETE FROM analytics_event AS raw
-    USING due
+    USING listed
     WHERE
-        raw.id = due.id
-        AND NOT due.is_held
-        AND raw.website_id = due.website_id
-        AND raw.timestamp BETWEEN due.first_at AND due.last_at
-        AND (due.was_live OR raw.deleted_at IS NOT NULL)
+        raw.id = listed.id
+        AND raw.timestamp BETWEEN listed.first_at AND listed.last_at
+        AND (listed.was_live OR raw.deleted_at IS NOT NULL)
+        AND (
+            NOT (SELECT doubt.is_near FROM doubt)
+            OR (raw.id, raw.website_id) IN (
+                SELECT
+                    looked_at.id,
+                    looked_at.website_id
+                FROM looked_at
+                WHERE NOT looked_at.is_held
+            )
+        )
     RETURNING raw.id
 ),
 
-kept AS MATERIALIZED (
-    -- Not a join, which may be a nested loop of a batch with itself.
-    SELECT due.* FROM due
-    WHERE due.id NOT IN (SELECT deleted.id FROM deleted)
+remaining AS MATERIALIZED (
+    SELECT
+        listed.*,
+        raw.deleted_at IS NULL AND NOT listed.was_live AS is_restored,
+        -- Not a join, which may be a nested loop of a batch with itself.
+        listed.id IN (
+            SELECT looked_at.id FROM looked_at
+            WHERE looked_at.is_held
+        ) AS is_held
+    FROM listed
+    INNER JOIN analytics_event AS raw
+        ON listed.id = raw.id AND raw.timestamp BETWEEN listed.first_at AND listed.last_at
+    WHERE
+        (SELECT count(*) FROM deleted) < (SELECT batch.rows FROM batch)
+        AND listed.id NOT IN (SELECT deleted.id FROM deleted)
 ),
 
 listed_again AS (
@@ -86,11 +118,12 @@ listed_again AS (
     SELECT
         'event' AS kind,
         count(*) AS rows,
-        min(kept.first_at) AS first_at,
-        max(kept.last_at) AS last_at,
-        coalesce(array_agg(kept.id) FILTER (WHERE kept.was_live), '{}') AS ids,
-        coalesce(array_agg(kept.id) FILTER (WHERE NOT kept.was_live), '{}') AS deleted_ids
-    FROM kept
+        min(remaining.first_at) AS first_at,
+        max(remaining.last_at) AS last_at,
+        coalesce(array_agg(remaining.id) FILTER (WHERE remaining.was_live), '{}') AS ids,
+        coalesce(array_agg(remaining.id) FILTER (WHERE NOT remaining.was_live), '{}') AS deleted_ids
+    FROM remaining
+    WHERE NOT remaining.is_restored
     HAVING count(*) > 0
     RETURNING number
 ),
@@ -98,21 +131,13 @@ listed_again AS (
 total AS (
     SELECT
         (SELECT count(*) FROM batch) AS batches,
-        (SELECT count(*) FROM listed) AS listed,
+        (SELECT sum(batch.rows) FROM batch) AS listed,
         (SELECT count(*) FROM deleted) AS deleted,
-        (SELECT count(*) FROM event) AS found,
-        (
-            SELECT count(*) FROM event
-            WHERE event.is_restored
-        ) AS restored,
-        (
-            SELECT count(*) FROM kept
-            WHERE kept.is_held
-        ) AS held,
-        (
-            SELECT count(*) FROM kept
-            WHERE NOT kept.is_held
-        ) AS left_over
+        count(*) AS found,
+        count(*) FILTER (WHERE remaining.is_restored) AS restored,
+        count(*) FILTER (WHERE remaining.is_held AND NOT remaining.is_restored) AS held,
+        count(*) FILTER (WHERE NOT remaining.is_held AND NOT remaining.is_restored) AS left_over
+    FROM remaining
 )
 
 SELECT
@@ -137,8 +162,12 @@ SELECT
                 END,
                 CASE WHEN total.restored > 0 THEN total.restored || ' stay, since they were restored' END,
                 CASE
-                    WHEN total.listed > total.found
-                        THEN total.listed - total.found || ' were not there any more, deleted or moved by somebody else'
+                    WHEN total.listed > total.deleted + total.found
+                        THEN
+                            total.listed
+                            - total.deleted
+                            - total.found
+                            || ' were not there any more, deleted or moved by somebody else'
                 END,
                 CASE WHEN total.left_over > 0 THEN total.left_over || ' did not go, and nothing of ours keeps them' END
             )
