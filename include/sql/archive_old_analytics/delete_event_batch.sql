@@ -14,20 +14,17 @@ WITH batch AS MATERIALIZED (
     RETURNING rows, first_at, last_at, ids, deleted_ids
 ),
 
+-- As one array, by which PostgreSQL goes through the index on the primary key once.
 listed AS MATERIALIZED (
     SELECT
-        unnest(batch.ids) AS id,
-        TRUE AS was_live,
         batch.first_at,
-        batch.last_at
+        batch.last_at,
+        batch.ids || batch.deleted_ids AS ids
     FROM batch
-    UNION ALL
-    SELECT
-        unnest(batch.deleted_ids) AS id,
-        FALSE AS was_live,
-        batch.first_at,
-        batch.last_at
-    FROM batch
+),
+
+was_deleted AS MATERIALIZED (
+    SELECT unnest(batch.deleted_ids) AS id FROM batch
 ),
 
 doubt AS MATERIALIZED (
@@ -51,13 +48,14 @@ doubt AS MATERIALIZED (
 
 event AS MATERIALIZED (
     SELECT
-        listed.id,
+        raw.id,
         raw.website_id,
         raw.timestamp
-    FROM listed
-    INNER JOIN analytics_event AS raw
-        ON listed.id = raw.id AND raw.timestamp BETWEEN listed.first_at AND listed.last_at
-    WHERE (SELECT doubt.is_near FROM doubt)
+    FROM analytics_event AS raw
+    WHERE
+        (SELECT doubt.is_near FROM doubt)
+        AND raw.id = any((SELECT listed.ids FROM listed)::text[])
+        AND raw.timestamp BETWEEN (SELECT listed.first_at FROM listed) AND (SELECT listed.last_at FROM listed)
 ),
 
 website AS MATERIALIZED (
@@ -78,11 +76,13 @@ looked_at AS MATERIALIZED (
 
 deleted AS (
     DELETE FROM analytics_event AS raw
-    USING listed
     WHERE
-        raw.id = listed.id
-        AND raw.timestamp BETWEEN listed.first_at AND listed.last_at
-        AND (listed.was_live OR raw.deleted_at IS NOT NULL)
+        raw.id = any((SELECT listed.ids FROM listed)::text[])
+        AND raw.timestamp BETWEEN (SELECT listed.first_at FROM listed) AND (SELECT listed.last_at FROM listed)
+        AND (
+            raw.deleted_at IS NOT NULL
+            OR raw.id NOT IN (SELECT was_deleted.id FROM was_deleted)
+        )
         AND (
             NOT (SELECT doubt.is_near FROM doubt)
             OR (raw.id, raw.website_id) IN (
@@ -98,19 +98,19 @@ deleted AS (
 
 remaining AS MATERIALIZED (
     SELECT
-        listed.*,
-        raw.deleted_at IS NULL AND NOT listed.was_live AS is_restored,
-        -- Not a join, which may be a nested loop of a batch with itself.
-        listed.id IN (
+        raw.id,
+        raw.id NOT IN (SELECT was_deleted.id FROM was_deleted) AS was_live,
+        raw.deleted_at IS NULL AND raw.id IN (SELECT was_deleted.id FROM was_deleted) AS is_restored,
+        raw.id IN (
             SELECT looked_at.id FROM looked_at
             WHERE looked_at.is_held
         ) AS is_held
-    FROM listed
-    INNER JOIN analytics_event AS raw
-        ON listed.id = raw.id AND raw.timestamp BETWEEN listed.first_at AND listed.last_at
+    FROM analytics_event AS raw
     WHERE
         (SELECT count(*) FROM deleted) < (SELECT batch.rows FROM batch)
-        AND listed.id NOT IN (SELECT deleted.id FROM deleted)
+        AND raw.id = any((SELECT listed.ids FROM listed)::text[])
+        AND raw.timestamp BETWEEN (SELECT listed.first_at FROM listed) AND (SELECT listed.last_at FROM listed)
+        AND raw.id NOT IN (SELECT deleted.id FROM deleted)
 ),
 
 listed_again AS (
@@ -118,8 +118,8 @@ listed_again AS (
     SELECT
         'event' AS kind,
         count(*) AS rows,
-        min(remaining.first_at) AS first_at,
-        max(remaining.last_at) AS last_at,
+        (SELECT listed.first_at FROM listed) AS first_at,
+        (SELECT listed.last_at FROM listed) AS last_at,
         coalesce(array_agg(remaining.id) FILTER (WHERE remaining.was_live), '{}') AS ids,
         coalesce(array_agg(remaining.id) FILTER (WHERE NOT remaining.was_live), '{}') AS deleted_ids
     FROM remaining
