@@ -101,7 +101,9 @@ class TestFindExpired:
                 database.event(moment, website_id=website_id)
                 database.session(moment, moment, website_id=website_id, id=f"{website_id} {moment == cutoff}")
         assert run.find()["events"] == 4
-        assert run.log.splitlines()[0].endswith("; 3 website(s) have a policy of their own; legal hold on the raw data of held")
+        assert run.log.splitlines()[0].endswith(
+            "; 3 website(s) have a policy of their own; legal hold on the raw data of held"
+        )
         assert run.archive() == {"event": [4], "session": [4]}
         left = database.query("SELECT * FROM analytics_event WHERE timestamp <> %s", cutoffs["held"] - MICROSECOND)
         assert {row["website_id"]: row["timestamp"] for row in left} == cutoffs

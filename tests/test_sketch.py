@@ -10,7 +10,7 @@ from conftest import Database
 from read_side_rows import STANDARD_ERROR, aggregate, events, people, sketch
 
 DAY = timedelta(days=1)
-COUNT = "SELECT visitor_sketch::text FROM analytics_count_day('site', '2024-01-01', %s, %s)"
+COUNT = "SELECT visitor_sketch::text FROM analytics_count_days('{site}', '{2024-01-01}', ARRAY[%s], ARRAY[%s])"
 HARD_NAMES = ["", "visitor", "C:\\new\\x41\\101", "\\\\x00", "naïve 🦊 visitor", "'quoted'", "line\nfeed"]
 # Once and for all, with the sketch of these names and 5,000 more.
 FIXED_BITS = {760, 1821, 1929, 3266, 3548, 5535, 8568}

@@ -14,7 +14,7 @@ from retention_steps import Retention
 DRAWS = 20
 
 # Visitors with random hashes come on two random days. SHA-256 of real names takes several times as long; its bits are
-# as random. A day's sketch is made the way analytics_count_day makes it.
+# as random. A day's sketch is made the way analytics_count_days makes it.
 ESTIMATE = """
 WITH visitor AS MATERIALIZED (
     SELECT random(-9223372036854775808, 9223372036854775807)::bit(64) AS hash FROM generate_series(1, %(visitors)s)

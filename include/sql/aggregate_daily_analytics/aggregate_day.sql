@@ -7,22 +7,65 @@
 -- event, if no older day was counted), that was a correction, and what is there is counted. Else they may be missing
 -- because another retention job deletes from the old end: the row is kept, unless recount is true.
 -- Runs in REPEATABLE READ: of two runs of a day at the same moment, one fails and is tried again.
-WITH website AS (
-    SELECT website.website_id FROM analytics_websites() AS website (website_id)
-    UNION
-    -- Those that have no raw events left, but a row that may change.
-    SELECT stats.website_id FROM analytics_daily_stats AS stats
-    WHERE stats.date = any(%(days)s::date[]) AND stats.sealed_at IS NULL
+WITH bound AS MATERIALIZED (
+    -- Of the websites that have no time zone of their own: all days from the first to the last one.
+    SELECT
+        min(day.date) AS first_day,
+        max(day.date) AS last_day,
+        analytics_day_start(NULL, min(day.date)) AS starts_at,
+        analytics_day_start(NULL, max(day.date) + 1) AS ends_at
+    FROM unnest(%(days)s::date[]) AS day (date)
 ),
 
-website_day AS MATERIALIZED (
+event_day AS MATERIALIZED (
     SELECT
         website.website_id,
         day.date,
-        analytics_day_start(website.website_id, day.date) AS starts_at,
-        analytics_day_start(website.website_id, day.date + 1) AS ends_at
-    FROM website
-    CROSS JOIN unnest(%(days)s::date[]) AS day (date)
+        day.starts_at,
+        day.ends_at
+    FROM (
+        SELECT
+            name.website_id,
+            exists(
+                SELECT FROM analytics_timezone AS stored
+                WHERE stored.website_id = name.website_id
+            ) AS has_zone
+        FROM analytics_websites() AS name (website_id)
+    ) AS website
+    CROSS JOIN bound
+    CROSS JOIN
+        LATERAL analytics_event_days(
+            website.website_id,
+            CASE
+                WHEN website.has_zone THEN analytics_day_start(website.website_id, bound.first_day) ELSE bound.starts_at
+            END,
+            CASE
+                WHEN website.has_zone THEN analytics_day_start(website.website_id, bound.last_day + 1) ELSE
+                    bound.ends_at
+            END
+        ) AS day
+    WHERE day.date = any(%(days)s::date[])
+),
+
+website_day AS (
+    SELECT * FROM event_day
+    UNION ALL
+    -- Those that have no raw events left, but a row that may change.
+    SELECT
+        stats.website_id,
+        stats.date,
+        analytics_day_start(stats.website_id, stats.date) AS starts_at,
+        analytics_day_start(stats.website_id, stats.date + 1) AS ends_at
+    FROM analytics_daily_stats AS stats
+    WHERE
+        stats.date = any(%(days)s::date[])
+        AND stats.sealed_at IS NULL
+        AND (stats.website_id, stats.date) NOT IN (
+            SELECT
+                event_day.website_id,
+                event_day.date
+            FROM event_day
+        )
 ),
 
 seen AS MATERIALIZED (
@@ -34,48 +77,76 @@ seen AS MATERIALIZED (
         stats.deleted_events AS row_deleted_events,
         stats.website_id IS NOT NULL AS has_row,
         stats.sealed_at IS NOT NULL AS is_sealed,
-        stats.kept_at IS NOT NULL AS is_kept
+        stats.kept_at IS NOT NULL AS is_kept,
+        (
+            SELECT count(*) FROM (
+                SELECT FROM analytics_event AS event
+                WHERE
+                    event.website_id = website_day.website_id
+                    AND event.timestamp >= website_day.starts_at
+                    AND event.timestamp < website_day.ends_at
+                    AND event.deleted_at IS NULL
+                LIMIT 2000 -- noqa: AM09
+            ) AS live
+        ) AS some_events
     FROM website_day
     LEFT JOIN analytics_daily_stats AS stats
         ON website_day.website_id = stats.website_id AND website_day.date = stats.date
-    WHERE
-        stats.website_id IS NOT NULL AND stats.sealed_at IS NULL
-        OR website_day.ends_at <= now() AND EXISTS (
-            SELECT FROM analytics_event AS event
-            WHERE
-                event.website_id = website_day.website_id
-                AND event.timestamp >= website_day.starts_at
-                AND event.timestamp < website_day.ends_at
-                AND event.deleted_at IS NULL
-        )
+),
+
+due AS MATERIALIZED (
+    SELECT
+        seen.*,
+        -- Days of few events are counted a hundred at a time: each count has costs of its own.
+        CASE
+            WHEN seen.some_events = 2000
+                THEN -row_number() OVER (PARTITION BY seen.some_events = 2000 ORDER BY seen.website_id, seen.date)
+            ELSE row_number() OVER (PARTITION BY seen.some_events = 2000 ORDER BY seen.website_id, seen.date) / 100
+        END AS part
+    FROM seen
+    WHERE seen.has_row AND NOT seen.is_sealed OR seen.ends_at <= now() AND seen.some_events > 0
+),
+
+recounted AS MATERIALIZED (
+    SELECT
+        part_count AS counted,
+        part_count.website_id,
+        part_count.date
+    FROM (
+        SELECT
+            array_agg(due.website_id) AS websites,
+            array_agg(due.date) AS dates,
+            array_agg(due.starts_at) AS starts_at,
+            array_agg(due.ends_at) AS ends_at
+        FROM due
+        WHERE NOT due.is_sealed
+        GROUP BY due.part
+    ) AS part
+    CROSS JOIN LATERAL analytics_count_days(part.websites, part.dates, part.starts_at, part.ends_at) AS part_count
 ),
 
 counted AS MATERIALIZED (
     SELECT
-        day_total.counted,
-        seen.website_id,
-        seen.date,
-        seen.starts_at,
-        seen.ends_at,
-        seen.is_sealed,
-        seen.is_kept,
-        seen.row_events,
-        (day_total.counted).total_events AS events,
+        recounted.counted,
+        due.website_id,
+        due.date,
+        due.starts_at,
+        due.ends_at,
+        due.is_sealed,
+        due.is_kept,
+        due.row_events,
+        (recounted.counted).total_events AS events,
         CASE
-            WHEN NOT seen.has_row OR %(recount)s::boolean THEN FALSE
+            WHEN NOT due.has_row OR %(recount)s::boolean THEN FALSE
             -- What is kept has the bounds of its day, and nothing of it is in another day's row.
-            WHEN (seen.row_starts_at, seen.row_ends_at) <> (seen.starts_at, seen.ends_at) THEN FALSE
-            WHEN seen.is_kept THEN (day_total.counted).total_events < seen.row_events
+            WHEN (due.row_starts_at, due.row_ends_at) <> (due.starts_at, due.ends_at) THEN FALSE
+            WHEN due.is_kept THEN (recounted.counted).total_events < due.row_events
             ELSE
-                seen.row_events - (day_total.counted).total_events
-                > greatest((day_total.counted).deleted_events - seen.row_deleted_events, 0)
+                due.row_events - (recounted.counted).total_events
+                > greatest((recounted.counted).deleted_events - due.row_deleted_events, 0)
         END AS has_vanished
-    FROM seen
-    LEFT JOIN LATERAL (
-        SELECT count AS counted
-        FROM analytics_count_day(seen.website_id, seen.date, seen.starts_at, seen.ends_at) AS count
-        WHERE NOT seen.is_sealed
-    ) AS day_total ON TRUE
+    FROM due
+    LEFT JOIN recounted ON due.website_id = recounted.website_id AND due.date = recounted.date
 ),
 
 kept AS MATERIALIZED (

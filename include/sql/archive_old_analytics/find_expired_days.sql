@@ -9,11 +9,7 @@
 -- time zone, than at the last run. It stops, unless confirm is true. What it is compared with is written into the
 -- ledger of a run that goes on.
 WITH expired_day AS MATERIALIZED (
-    SELECT
-        day.*,
-        -- By how much it is past what is kept.
-        analytics_cutoff(day.website_id, %(retention_days)s::int) - day.ends_at AS age
-    FROM analytics_expired_days(%(retention_days)s::int) AS day
+    SELECT * FROM analytics_expired_days(%(retention_days)s::int)
 ),
 
 expired AS (

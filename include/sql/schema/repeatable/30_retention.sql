@@ -60,14 +60,14 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
     FROM pg_stat_replication AS standby
 $$;
 
--- The days that have expired, each with how many of its raw events are there, live or soft-deleted.
+-- The days that have expired, each with how long ago, and how many of its raw events are there, live or soft-deleted.
 CREATE OR REPLACE FUNCTION analytics_expired_days(retention_days integer)
-RETURNS TABLE (website_id text, date date, ends_at timestamptz, events bigint)
+RETURNS TABLE (website_id text, date date, age interval, events bigint)
 LANGUAGE sql STABLE ROWS 1000 SET jit = off AS $$
     SELECT
         website.website_id,
         day.date,
-        day.ends_at,
+        website.cutoff - day.ends_at,
         sign.total_events + sign.deleted_events
     FROM (
         SELECT

@@ -10,8 +10,11 @@ LANGUAGE sql STABLE ROWS 2
 SET search_path FROM CURRENT
 SET jit = off
 AS $$
-    WITH missing AS MATERIALIZED (
-        SELECT day.*
+    WITH missing AS (
+        SELECT
+            array_agg(day.date) AS dates,
+            array_agg(day.starts_at) AS starts,
+            array_agg(day.ends_at) AS ends
         FROM analytics_event_days(
             website,
             analytics_day_start(website, greatest(from_day, '0001-01-01')),
@@ -22,11 +25,15 @@ AS $$
                 SELECT FROM analytics_daily_stats AS stats
                 WHERE stats.website_id = website AND stats.date = day.date
             )
+        HAVING count(*) > 0
     )
 
     SELECT counted.*
     FROM missing
-    CROSS JOIN LATERAL analytics_count_day(website, missing.date, missing.starts_at, missing.ends_at) AS counted
+    CROSS JOIN
+        LATERAL analytics_count_days(
+            array_fill(website, ARRAY[cardinality(missing.dates)]), missing.dates, missing.starts, missing.ends
+        ) AS counted
     WHERE counted.total_events > 0
 $$;
 
