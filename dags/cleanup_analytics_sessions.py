@@ -22,12 +22,12 @@ from web_analytics.settings import settings
 from web_analytics.watch import close_run
 
 
-def batches(task_id):
+def batches(task_id, **session_settings):
     return BatchOperator(
         task_id=task_id,
         sql=f"cleanup_analytics_sessions/{task_id}.sql",
         parameters={"idle_minutes": "{{ params.idle_minutes | int }}", "batch_size": settings.batch_size, "done": 0},
-        session_settings={"statement_timeout": "2min"},
+        session_settings={"statement_timeout": "2min", **session_settings},
         **GUEST,
     )
 
@@ -49,7 +49,8 @@ def batches(task_id):
 )
 def cleanup_analytics_sessions():
     close_idle_sessions = batches("close_idle_sessions")
-    end_returned_sessions = batches("end_returned_sessions")
+    # The planner knows nothing of how few sessions come back, and would read them all.
+    end_returned_sessions = batches("end_returned_sessions", enable_seqscan="off")
 
     check_database() >> close_idle_sessions >> end_returned_sessions
     close_run(end_returned_sessions, written=[close_idle_sessions.output, end_returned_sessions.output])

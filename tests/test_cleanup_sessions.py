@@ -401,3 +401,93 @@ def test_idle_sessions_and_active_visitors_are_found_through_indexes(database: D
         assert [line for line in lines if line not in plan] == []
         # To find sessions that came back, the whole table is read once.
         assert plan.count("Seq Scan") == (file == RETURNED)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A plan's node and all below it."""
+    yield plan
+    for below in plan.get("Plans", []):
+        yield from nodes(below)
+
+
+class TestManyClosedSessions:
+    """What a run costs does not depend on how many sessions have been closed."""
+
+    ROWS = 30_000
+
+    @pytest.fixture(autouse=True)
+    def _sessions(self, database: Database, now: datetime) -> None:
+        database.connection.execute(
+            """
+            INSERT INTO analytics_session (
+                id, session_id, website_id, visitor_id, entry_page, started_at, last_activity_at, ended_at
+            )
+            SELECT
+                'anses_' || lpad(number::text, 6, '0'), number, 'site', number, '/', at, at + '1 minute', at + '1 minute'
+            FROM generate_series(1, %(rows)s) AS number
+            CROSS JOIN LATERAL (VALUES (%(now)s - make_interval(hours => %(rows)s - number))) AS moment (at)
+            """,
+            {"rows": self.ROWS, "now": now},
+        )
+        database.connection.execute("ANALYZE analytics_session; SELECT analytics_forget_returned()")
+
+    def read(self, database: Database) -> tuple[int, int]:
+        """The sessions that a run ends again, and how many rows of the table it looks at to find them."""
+        with database.connect(LOGIN, options="-c search_path=analytics,public -c enable_seqscan=off") as own:
+            query = (SQL / RETURNED).read_text()
+            parameters = {"idle_minutes": 30, "batch_size": 1000, "done": 0}
+            plan = own.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}".encode(), parameters).fetchall()[0][
+                "QUERY PLAN"
+            ]
+        [scan] = [node for node in nodes(plan[0]["Plan"]) if node["Node Type"] == "Bitmap Heap Scan"]
+        assert scan["Plans"][0]["Index Name"] == "analytics_session_returned_idx"
+        return scan["Actual Rows"], scan["Actual Rows"] + scan["Rows Removed by Index Recheck"]
+
+    def test_a_run_reads_only_where_sessions_came_back(self, database: Database, now: datetime) -> None:
+        assert self.read(database) == (0, 0)
+        database.connection.execute(
+            "UPDATE analytics_session SET last_activity_at = %s WHERE session_id IN ('77', '20000')", [now - HOUR]
+        )
+        found, rows = self.read(database)
+        assert found == 2
+        assert rows < 0.25 * self.ROWS
+        assert self.read(database) == (0, rows)
+        # The first run of a day lets the index forget them.
+        run(database, RETURNED)
+        assert self.read(database) == (0, 0)
+
+    def test_later_runs_of_a_day_do_not_read_the_table_for_it(self, database: Database, now: datetime) -> None:
+        database.connection.execute(
+            "UPDATE analytics_session SET last_activity_at = %s WHERE session_id = '77'", [now - HOUR]
+        )
+        database.connection.execute(
+            "INSERT INTO analytics_job_run (job, run_id, started_at, outcome) VALUES (%s, 'x', now(), 'success')",
+            ["cleanup_analytics_sessions"],
+        )
+        run(database, RETURNED)
+        assert self.read(database)[1] > 0
+
+    def test_a_lock_is_not_waited_for(self, database: Database) -> None:
+        with database.connect() as other, other.transaction():
+            other.execute("LOCK TABLE analytics_session IN SHARE UPDATE EXCLUSIVE MODE")
+            assert run(database, RETURNED) == {}
+
+    def test_heartbeats_are_as_cheap_as_without_our_indexes(self, database: Database, now: datetime) -> None:
+        database.connection.execute("UPDATE analytics_session SET ended_at = NULL WHERE session_id::int % 100 = 0")
+        shares = []
+        for _ in range(2):
+            database.connection.execute("VACUUM (FULL, ANALYZE) analytics_session")
+            with database.connection.transaction(force_rollback=True):
+                query = "SELECT n_tup_upd AS updates, n_tup_hot_upd AS hot FROM pg_stat_xact_user_tables WHERE relname = 'analytics_session'"
+                [before] = database.query(query)
+                for _ in range(10):
+                    database.connection.execute(
+                        "UPDATE analytics_session SET last_activity_at = last_activity_at + '1 s'::interval"
+                        " WHERE session_id::int % 1000 = 0"
+                    )
+                [after] = database.query(query)
+                shares.append((after["hot"] - before["hot"]) / (after["updates"] - before["updates"]))
+            database.connection.execute(
+                "DROP INDEX IF EXISTS analytics_session_open_idx, analytics_session_returned_idx"
+            )
+        assert shares[0] >= 0.95 * shares[1] > 0.5

@@ -2,8 +2,9 @@
 -- Params: idle_minutes (int), batch_size (int), done (int, ended by the batches before).
 -- Result: one row: log, which ends with who is active now; result (json: rows ended), again (json: parameters of the
 --   next batch; NULL after the last one).
--- Reads the whole table, on purpose, in about the order in which it is stored: an index that could find these rows
--- would have to contain last_activity_at, and then no heartbeat of the application could be a HOT update any more.
+-- From PostgreSQL 16 on, an index tells the parts of the table that have had such sessions since the first run of the
+-- day; that run lets it forget them. An older server reads the whole table: no index that it has could find these rows
+-- and leave heartbeats, which are HOT updates, as cheap as they are.
 WITH ended AS (
     UPDATE analytics_session AS session
     SET
@@ -43,6 +44,18 @@ SELECT
                 THEN format(
                     '[Analytics Cleanup] Ended %%s session(s) again that had come back', %(done)s::int + count(*)
                 )
+        END,
+        CASE
+            WHEN
+                count(*) < %(batch_size)s::int
+                AND NOT EXISTS (
+                    SELECT FROM analytics_job_run AS run
+                    WHERE
+                        run.job = 'cleanup_analytics_sessions'
+                        AND run.outcome = 'success'
+                        AND run.started_at >= date_trunc('day', now())
+                )
+                THEN nullif(analytics_forget_returned()::text, '')
         END,
         CASE
             WHEN count(*) < %(batch_size)s::int

@@ -3,8 +3,8 @@
 -- The indexes that the jobs need on the application's tables, and do not find; definition makes one. Those that the
 -- application makes itself are among them, for a table may have been restored or copied without. An index serves,
 -- whatever its name, if it is valid and has these leading columns and this predicate; without a predicate, only where
--- many rows have to be read anyway. No index has last_activity_at in its columns or its predicate: with one that had,
--- no heartbeat could be a HOT update.
+-- many rows have to be read anyway. No B-tree index has last_activity_at in its columns or its predicate: with one that
+-- had, no heartbeat could be a HOT update. A BRIN index allows it from PostgreSQL 16 on, and is made only there.
 CREATE OR REPLACE FUNCTION analytics_missing_indexes()
 RETURNS TABLE (table_name text, index_name text, definition text)
 LANGUAGE sql STABLE AS $$
@@ -12,14 +12,16 @@ LANGUAGE sql STABLE AS $$
         needed.table_name::text,
         needed.index_name,
         format(
-            'CREATE INDEX CONCURRENTLY %I ON %s (%s)%s%s',
+            'CREATE INDEX CONCURRENTLY %I ON %s USING %s (%s)%s%s%s',
             needed.index_name,
             needed.table_name,
+            needed.method,
             (
                 SELECT string_agg(quote_ident(key.name), ', ' ORDER BY key.position)
                 FROM unnest(needed.columns) WITH ORDINALITY AS key (name, position)
             ),
             ' INCLUDE (' || needed.included || ')',
+            CASE needed.method WHEN 'brin' THEN ' WITH (pages_per_range = 32, autosummarize = on)' END,
             ' WHERE ' || needed.predicate
         )
     FROM (
@@ -27,39 +29,45 @@ LANGUAGE sql STABLE AS $$
         -- Days of a website, and their events.
         (
             to_regclass('analytics_event'), 'analytics_event_live_idx',
-            ARRAY['website_id', 'timestamp'], NULL, 'deleted_at IS NULL', TRUE
+            'btree', ARRAY['website_id', 'timestamp'], NULL, 'deleted_at IS NULL', TRUE
         ),
         -- The same of soft-deleted events, and which of the others were edited. They cost an insert nothing.
         (
             to_regclass('analytics_event'), 'analytics_event_deleted_idx',
-            ARRAY['website_id', 'timestamp'], NULL, 'deleted_at IS NOT NULL', FALSE
+            'btree', ARRAY['website_id', 'timestamp'], NULL, 'deleted_at IS NOT NULL', FALSE
         ),
         (
             to_regclass('analytics_event'), 'analytics_event_edited_idx',
-            ARRAY['website_id', 'timestamp'], 'id, updated_at', 'updated_at <> created_at AND deleted_at IS NULL', FALSE
+            'btree', ARRAY['website_id', 'timestamp'], 'id, updated_at', 'updated_at <> created_at AND deleted_at IS NULL', FALSE
         ),
         -- Whether an event of a session is left.
         (
             to_regclass('analytics_event'), 'analytics_event_session_idx',
-            ARRAY['session_id'], NULL, 'deleted_at IS NULL', TRUE
+            'btree', ARRAY['session_id'], NULL, 'deleted_at IS NULL', TRUE
         ),
         (
             to_regclass('analytics_event'), 'analytics_event_deleted_session_idx',
-            ARRAY['session_id'], NULL, 'deleted_at IS NOT NULL', TRUE
+            'btree', ARRAY['session_id'], NULL, 'deleted_at IS NOT NULL', TRUE
         ),
         -- The oldest events of all, and how many there are by their age.
         (
             to_regclass('analytics_event'), 'analytics_event_timestamp_id_idx',
-            ARRAY['timestamp', 'id'], 'website_id', NULL, TRUE
+            'btree', ARRAY['timestamp', 'id'], 'website_id', NULL, TRUE
         ),
         -- Idle sessions: the open ones are few.
         (
             to_regclass('analytics_session'), 'analytics_session_open_idx',
-            ARRAY['started_at'], NULL, 'ended_at IS NULL AND deleted_at IS NULL', FALSE
+            'btree', ARRAY['started_at'], NULL, 'ended_at IS NULL AND deleted_at IS NULL', FALSE
+        ),
+        -- Sessions that came back after they were closed: where in the table there are any.
+        (
+            to_regclass('analytics_session'), 'analytics_session_returned_idx',
+            'brin', ARRAY['last_activity_at'], NULL, 'ended_at < last_activity_at AND deleted_at IS NULL', FALSE
         )
-    ) AS needed (table_name, index_name, columns, included, predicate, or_without)
+    ) AS needed (table_name, index_name, method, columns, included, predicate, or_without)
     WHERE
         needed.table_name IS NOT NULL
+        AND (needed.method = 'btree' OR current_setting('server_version_num')::integer >= 160000)
         AND NOT EXISTS (
             SELECT FROM pg_catalog.pg_index AS candidate
             WHERE
@@ -81,10 +89,31 @@ LANGUAGE sql STABLE AS $$
                     WHERE
                         key.position <= cardinality(needed.columns)
                         AND opclass.opcdefault
-                        AND method.amname = 'btree'
+                        AND method.amname = needed.method
                         AND key.collation_oid = stored.attcollation
                 )
         )
+$$;
+
+-- Lets the index of returned sessions forget where there have been some: BRIN itself only ever adds. Reads the whole
+-- table, and passes over it while somebody else has a lock that excludes VACUUM.
+CREATE OR REPLACE FUNCTION analytics_forget_returned() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    index regclass := to_regclass(format('%s.analytics_session_returned_idx', (
+        SELECT relnamespace::regnamespace FROM pg_catalog.pg_class WHERE oid = 'analytics_session'::regclass
+    )));
+    pages bigint := pg_relation_size('analytics_session') / current_setting('block_size')::integer;
+BEGIN
+    IF index IS NULL THEN
+        RETURN;
+    END IF;
+    LOCK TABLE analytics_session IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
+    PERFORM brin_desummarize_range(index, page) FROM generate_series(0, pages, 32) AS page;
+    PERFORM brin_summarize_new_values(index);
+EXCEPTION
+    WHEN lock_not_available THEN NULL;
+END
 $$;
 
 -- Whether this server has a time zone: one where the database was restored may not. To list them all takes a tenth of
