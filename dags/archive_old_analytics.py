@@ -42,7 +42,7 @@ NONE_FAILED = {"trigger_rule": "none_failed"}  # a step with nothing to do is sk
         "retention_days": Param(settings.retention_days, type="integer", minimum=1, maximum=36500, title="Days kept"),
         "batch_size": Param(settings.batch_size, type="integer", minimum=1, maximum=100_000, title="Rows per batch"),
         "dry_run": Param(False, type="boolean", title="Dry run", description="Count, delete nothing"),
-        "confirm": Param(False, type="boolean", title="Confirm", description="Delete even if it is unusually much"),
+        "confirm": Param(False, type="boolean", title="Confirm", description="Go on even if it is unusual"),
     },
 )
 def archive_old_analytics():
@@ -57,6 +57,7 @@ def archive_old_analytics():
     list_sessions = sql("list_sessions", operator=BatchOperator, parameters={"after": None})
     plan_session_batches = sql("plan_session_batches", "plan_batches", parameters={"kind": "session"})
     delete_session_batch = delete_batch("session", plan_session_batches)
+    measure_storage = sql("measure_storage", parameters={"bytes_before": expired["bytes"]})
     deleted = {"events": delete_event_batch.output, "sessions": delete_session_batch.output}
     result = report_result(expired, seal_again.output, list_sessions.output, deleted)
     # A backlog of years is shared out among runs that follow each other.
@@ -65,7 +66,8 @@ def archive_old_analytics():
     )
 
     check_database() >> find_expired_days >> seal_days >> aggregated >> seal_again >> plan_event_batches
-    plan_event_batches >> delete_event_batch >> list_sessions >> plan_session_batches >> delete_session_batch >> result
+    plan_event_batches >> delete_event_batch >> list_sessions >> plan_session_batches >> delete_session_batch
+    delete_session_batch >> measure_storage >> result
     close_run(result, target=expired["cutoff"], deleted=list(deleted.values()), unsealed=seal_again.output)
 
 

@@ -1,5 +1,6 @@
 """Real runs of archive_old_analytics."""
 
+import re
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -87,6 +88,8 @@ def test_batches_are_mapped_tasks_and_a_second_run_has_nothing_to_do(
         "✅ Archived 1 old session(s)",
     ):
         assert f"[Analytics Archive] {line}" in run.log
+    sizes = r"Raw data on the disk: about \d+ \w+ live, \d+ \w+ for new rows, 0 bytes returned by this run"
+    assert re.search(sizes, run.log)
 
     again = archive(capsys)
     assert again.state == "success"
@@ -256,7 +259,7 @@ def test_what_one_run_does_not_take_is_left_to_the_next_with_its_params(
     assert (run.state, run.tasks["continue_backlog"]) == ("success", ["success"])
     assert "[Analytics Archive] 5 more day(s) have expired" in run.log
     assert database.value(EVENTS) == 2101 + 3
-    assert triggered_confs()[before:] == [conf | {"dry_run": False}]
+    assert triggered_confs()[before:] == [conf | {"dry_run": False, "confirm": True}]
     run = archive(capsys, **triggered_confs()[-1])
     assert (run.state, run.tasks["continue_backlog"]) == ("success", ["skipped"])
     assert (database.value(EVENTS), len(triggered_confs())) == (0, before + 1)

@@ -32,7 +32,7 @@ EDGES: dict[str, dict[str, set[str]]] = {
     },
     "archive_old_analytics": {
         "check_database": {"find_expired_days"},
-        "find_expired_days": {"seal_days", "report_result", "close_run"},
+        "find_expired_days": {"seal_days", "measure_storage", "report_result", "close_run"},
         "seal_days": {"aggregate_day", "seal_again"},
         "aggregate_day": {"seal_again"},
         "seal_again": {"plan_event_batches", "report_result", "close_run"},
@@ -40,7 +40,8 @@ EDGES: dict[str, dict[str, set[str]]] = {
         "delete_event_batch": {"list_sessions", "report_result", "close_run"},
         "list_sessions": {"plan_session_batches", "report_result"},
         "plan_session_batches": {"delete_session_batch"},
-        "delete_session_batch": {"report_result", "close_run"},
+        "delete_session_batch": {"measure_storage", "report_result", "close_run"},
+        "measure_storage": {"report_result"},
         "report_result": {"continue_backlog", "close_run"},
         "continue_backlog": set(),
         "close_run": set(),

@@ -101,3 +101,39 @@ LANGUAGE sql STABLE ROWS 10 AS $$
     ) AS website
     LEFT JOIN analytics_website_policy AS policy ON website.website_id = policy.website_id
 $$;
+
+-- What raw data takes on the disk, indexes included, and how much of it is of live rows. The latter is an estimate: the
+-- number of rows is that of the statistics, their size that of the newest thousand, and indexes are as full as tables.
+CREATE OR REPLACE FUNCTION analytics_storage(OUT bytes bigint, OUT live_bytes bigint)
+LANGUAGE sql STABLE SET jit = off AS $$
+    SELECT
+        sum(pg_total_relation_size(part.oid))::bigint,
+        -- A row has a pointer of 4 bytes besides.
+        coalesce(sum(pg_total_relation_size(part.oid) * least(
+            1, pg_stat_get_live_tuples(part.oid) * (source.row_bytes + 4) / nullif(pg_relation_size(part.oid), 0)
+        )), 0)::bigint
+    FROM (
+        SELECT
+            'analytics_event'::regclass AS name,
+            (
+                SELECT avg(pg_column_size(newest.*)) FROM (
+                    SELECT * FROM analytics_event
+                    ORDER BY timestamp DESC LIMIT 1000
+                ) AS newest
+            ) AS row_bytes
+        UNION ALL
+        SELECT
+            'analytics_session'::regclass AS name,
+            (
+                SELECT avg(pg_column_size(newest.*)) FROM (
+                    SELECT * FROM analytics_session
+                    ORDER BY id DESC LIMIT 1000
+                ) AS newest
+            ) AS row_bytes
+    ) AS source
+    CROSS JOIN LATERAL (
+        SELECT source.name::oid AS oid
+        UNION
+        SELECT tree.relid::oid FROM pg_partition_tree(source.name) AS tree
+    ) AS part
+$$;
