@@ -26,7 +26,7 @@ from airflow.sdk import Param, dag
 from web_analytics.aggregation import aggregate_day
 from web_analytics.job import JOB, check_database, cron
 from web_analytics.postgres import BatchOperator
-from web_analytics.retention import delete_batch, report_result, seal, sql
+from web_analytics.retention import archive, delete_batch, report_result, seal, sql
 from web_analytics.settings import settings
 from web_analytics.watch import close_run
 
@@ -52,21 +52,25 @@ def archive_old_analytics():
     aggregated = aggregate_day(seal_days.output)
     # What could not be aggregated is left alone; everything else goes.
     seal_again = seal("seal_again", seal_days.output, trigger_rule="all_done_min_one_success")
+    archive_events = archive("event")
     plan_event_batches = sql("plan_event_batches", "plan_batches", parameters={"kind": "event"})
     delete_event_batch = delete_batch("event", plan_event_batches)
     list_sessions = sql("list_sessions", operator=BatchOperator, parameters={"after": None})
+    archive_sessions = archive("session")
     plan_session_batches = sql("plan_session_batches", "plan_batches", parameters={"kind": "session"})
     delete_session_batch = delete_batch("session", plan_session_batches)
     measure_storage = sql("measure_storage", parameters={"bytes_before": expired["bytes"]})
     deleted = {"events": delete_event_batch.output, "sessions": delete_session_batch.output}
-    result = report_result(expired, seal_again.output, list_sessions.output, deleted)
+    unarchived = [archive_events.output, archive_sessions.output]
+    result = report_result(expired, seal_again.output, unarchived, list_sessions.output, deleted)
     # A backlog of years is shared out among runs that follow each other.
     TriggerDagRunOperator.partial(task_id="continue_backlog", trigger_dag_id="archive_old_analytics").expand(
         conf=result
     )
 
-    check_database() >> find_expired_days >> seal_days >> aggregated >> seal_again >> plan_event_batches
-    plan_event_batches >> delete_event_batch >> list_sessions >> plan_session_batches >> delete_session_batch
+    check_database() >> find_expired_days >> seal_days >> aggregated >> seal_again
+    seal_again >> archive_events >> plan_event_batches >> delete_event_batch
+    delete_event_batch >> list_sessions >> archive_sessions >> plan_session_batches >> delete_session_batch
     delete_session_batch >> measure_storage >> result
     close_run(result, target=expired["cutoff"], deleted=list(deleted.values()), unsealed=seal_again.output)
 

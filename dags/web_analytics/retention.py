@@ -7,6 +7,7 @@ from airflow.sdk import task
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowFailException
 
+from web_analytics.archive import ArchiveOperator
 from web_analytics.job import RUN
 from web_analytics.postgres import GUEST, BatchOperator, PostgresOperator
 from web_analytics.settings import settings
@@ -33,6 +34,11 @@ def seal(task_id: str, steps: Any, **kwargs: Any) -> Any:
     return sql(task_id, "seal_days", BatchOperator, parameters={"steps": steps}, session_settings=memory, **kwargs)
 
 
+def archive(kind: str) -> PostgresOperator:
+    """Return the task that writes listed rows of a kind (event or session) to the archive, if there is one."""
+    return ArchiveOperator(task_id=f"archive_{kind}s", kind=kind)
+
+
 def delete_batch(table: str, plan: PostgresOperator) -> MappedOperator:
     """Return the task that deletes batches of `table` (event or session), mapped over those of `plan`."""
     return BatchOperator.partial(
@@ -46,7 +52,9 @@ def delete_batch(table: str, plan: PostgresOperator) -> MappedOperator:
 
 
 @task
-def report_result(expired: Any, unsealed: Any, listed: Any, deleted: Any, params: Any = None) -> list[dict[str, Any]]:
+def report_result(
+    expired: Any, unsealed: Any, unarchived: Any, listed: Any, deleted: Any, params: Any = None
+) -> list[dict[str, Any]]:
     """Print what the run deleted, or on a dry run would delete; fail if something was left that should have gone.
 
     Returns the Params of the next run, where this one has not taken all days that have expired.
@@ -54,20 +62,31 @@ def report_result(expired: Any, unsealed: Any, listed: Any, deleted: Any, params
     batches = {name: [batch for output in outputs[:] for batch in output] for name, outputs in deleted.items()}
     for line in result_lines(expired, listed, batches, params):
         print(f"[Analytics Archive] {line}")
-    if problem := left_sentence(unsealed or [], batches):
+    if problem := left_sentence(
+        unsealed or [], batches, [problem for problems in unarchived for problem in problems or []]
+    ):
         raise AirflowFailException(problem)
     return [dict(params)] if expired["left_days"] and not params["dry_run"] else []
 
 
 def left_sentence(
-    unsealed: Sequence[Mapping[str, Any]], batches: Mapping[str, Sequence[Mapping[str, int]]]
+    unsealed: Sequence[Mapping[str, Any]],
+    batches: Mapping[str, Sequence[Mapping[str, int]]],
+    unarchived: Sequence[str] = (),
 ) -> str | None:
     """Return a sentence about what was left that should have gone, if there is anything.
 
     :param unsealed: the results of seal_days.sql: steps with days whose row does not count exactly their events.
     :param batches: the results of the batches of ``events`` and ``sessions``.
+    :param unarchived: which files of the archive could not be written, and why.
     """
     sentences = []
+    if unarchived:
+        sentences.append(
+            f"{len(unarchived):,} file(s) of the archive could not be written and verified, and their rows were kept: "
+            f"{'; '.join(unarchived[:3])}{' and more' if len(unarchived) > 3 else ''}; "
+            "see to ANALYTICS_ARCHIVE_URI and its connection, and run this job again."
+        )
     if days := sum(step["count"] for step in unsealed):
         sentences.append(
             f"{days:,} day(s) were left alone, since their stats do not count exactly their events: "

@@ -32,6 +32,15 @@ def _address(value: str) -> str:
     return value
 
 
+def _store(value: str) -> str:
+    scheme, separator, place = value.partition("://")
+    if scheme not in ("file", "gs", "s3") or not separator or not place.strip("/"):
+        raise ValueError("is not the address of a folder such as s3://connection_id@bucket/folder or file:///folder")
+    if ":" in place.split("/")[0]:
+        raise ValueError("has a password or a port in it: name an Airflow connection, as in s3://connection_id@bucket")
+    return value.rstrip("/")
+
+
 Cron = Annotated[str, AfterValidator(_cron)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
 
@@ -63,6 +72,8 @@ class Settings(BaseSettings):
     """Tasks that delete batches at the same time at most: what the database may bear beside its application."""
     standby_lag_mb: int = Field(default=100, ge=1)
     """Write-ahead log, in MB of 1024^2 bytes, by which a standby may lag before batches wait for it."""
+    archive_uri: Annotated[str, AfterValidator(_store)] | None = None
+    """Folder to which raw data is written as Parquet files before it goes (`s3://`, `gs://`, `file://`); none without."""
     alert_email: Annotated[str, AfterValidator(_address)] | None = None
     """Address that is mailed when a run fails or an alert is due; no mail is sent without it."""
     alert_behind_hours: int = Field(default=36, ge=1, le=8760)

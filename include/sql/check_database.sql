@@ -13,6 +13,7 @@ WITH needed_table (table_name, is_ours, privileges) AS (
     ('analytics_timezone', TRUE, 'SELECT,INSERT,UPDATE'),
     ('analytics_website_policy', TRUE, 'SELECT'),
     ('analytics_purge_batch', TRUE, 'SELECT,INSERT,UPDATE,DELETE'),
+    ('analytics_archive_file', TRUE, 'SELECT,INSERT,UPDATE,DELETE'),
     ('analytics_job_run', TRUE, 'SELECT,INSERT,UPDATE'),
     ('analytics_alert', TRUE, 'SELECT,INSERT,UPDATE'),
     ('analytics_traffic_daily', TRUE, 'SELECT')

@@ -11,7 +11,7 @@
 WITH batch AS MATERIALIZED (
     DELETE FROM analytics_purge_batch
     WHERE number = %(number)s::bigint AND kind = 'event'
-    RETURNING rows, first_at, last_at, ids, deleted_ids
+    RETURNING rows, first_at, last_at, ids, deleted_ids, archived
 ),
 
 -- As one array, by which PostgreSQL goes through the index on the primary key once.
@@ -25,6 +25,16 @@ listed AS MATERIALIZED (
 
 was_deleted AS MATERIALIZED (
     SELECT unnest(batch.deleted_ids) AS id FROM batch
+),
+
+-- What the archive has of each row, if there is an archive.
+archive AS MATERIALIZED (
+    SELECT
+        row_listed.id,
+        row_listed.hash
+    FROM batch
+    CROSS JOIN LATERAL unnest(batch.ids || batch.deleted_ids, batch.archived) AS row_listed (id, hash)
+    WHERE batch.archived IS NOT NULL
 ),
 
 doubt AS MATERIALIZED (
@@ -93,19 +103,31 @@ deleted AS (
                 WHERE NOT looked_at.is_held
             )
         )
+        AND (
+            (SELECT batch.archived IS NULL FROM batch)
+            OR (raw.id, analytics_row_hash((raw.*)::text)) IN (
+                SELECT
+                    archive.id,
+                    archive.hash
+                FROM archive
+            )
+        )
     RETURNING raw.id
 ),
 
 remaining AS MATERIALIZED (
     SELECT
         raw.id,
+        archive.id IS NOT NULL AS has_archive,
         raw.id NOT IN (SELECT was_deleted.id FROM was_deleted) AS was_live,
         raw.deleted_at IS NULL AND raw.id IN (SELECT was_deleted.id FROM was_deleted) AS is_restored,
         raw.id IN (
             SELECT looked_at.id FROM looked_at
             WHERE looked_at.is_held
-        ) AS is_held
+        ) AS is_held,
+        CASE WHEN archive.hash = analytics_row_hash((raw.*)::text) THEN archive.hash END AS archived
     FROM analytics_event AS raw
+    LEFT JOIN archive ON raw.id = archive.id
     WHERE
         (SELECT count(*) FROM deleted) < (SELECT batch.rows FROM batch)
         AND raw.id = any((SELECT listed.ids FROM listed)::text[])
@@ -114,14 +136,19 @@ remaining AS MATERIALIZED (
 ),
 
 listed_again AS (
-    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids)
+    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids, archived)
     SELECT
         'event' AS kind,
         count(*) AS rows,
         (SELECT listed.first_at FROM listed) AS first_at,
         (SELECT listed.last_at FROM listed) AS last_at,
-        coalesce(array_agg(remaining.id) FILTER (WHERE remaining.was_live), '{}') AS ids,
-        coalesce(array_agg(remaining.id) FILTER (WHERE NOT remaining.was_live), '{}') AS deleted_ids
+        coalesce(array_agg(remaining.id ORDER BY remaining.id) FILTER (WHERE remaining.was_live), '{}') AS ids,
+        coalesce(array_agg(remaining.id ORDER BY remaining.id) FILTER (WHERE NOT remaining.was_live), '{}')
+            AS deleted_ids,
+        CASE
+            WHEN bool_or(remaining.has_archive)
+                THEN array_agg(remaining.archived ORDER BY remaining.was_live DESC, remaining.id ASC)
+        END AS archived
     FROM remaining
     WHERE NOT remaining.is_restored
     HAVING count(*) > 0
@@ -136,7 +163,19 @@ total AS (
         count(*) AS found,
         count(*) FILTER (WHERE remaining.is_restored) AS restored,
         count(*) FILTER (WHERE remaining.is_held AND NOT remaining.is_restored) AS held,
-        count(*) FILTER (WHERE NOT remaining.is_held AND NOT remaining.is_restored) AS left_over
+        count(*) FILTER (
+            WHERE
+            NOT remaining.is_held
+            AND NOT remaining.is_restored
+            AND remaining.has_archive
+            AND remaining.archived IS NULL
+        ) AS unarchived,
+        count(*) FILTER (
+            WHERE
+            NOT remaining.is_held
+            AND NOT remaining.is_restored
+            AND (NOT remaining.has_archive OR remaining.archived IS NOT NULL)
+        ) AS left_over
     FROM remaining
 )
 
@@ -159,6 +198,12 @@ SELECT
                 ),
                 CASE
                     WHEN total.held > 0 THEN total.held || ' stay on the list: a legal hold or the retention keeps them'
+                END,
+                CASE
+                    WHEN total.unarchived > 0
+                        THEN
+                            total.unarchived
+                            || ' stay on the list: they are not in the archive, or were changed since they are'
                 END,
                 CASE WHEN total.restored > 0 THEN total.restored || ' stay, since they were restored' END,
                 CASE

@@ -7,7 +7,17 @@
 WITH batch AS MATERIALIZED (
     DELETE FROM analytics_purge_batch
     WHERE number = %(number)s::bigint AND kind = 'session'
-    RETURNING ids
+    RETURNING ids, archived
+),
+
+-- What the archive has of each row, if there is an archive.
+archive AS MATERIALIZED (
+    SELECT
+        row_listed.id,
+        row_listed.hash
+    FROM batch
+    CROSS JOIN LATERAL unnest(batch.ids, batch.archived) AS row_listed (id, hash)
+    WHERE batch.archived IS NOT NULL
 ),
 
 listed AS MATERIALIZED (
@@ -18,10 +28,21 @@ session AS MATERIALIZED (
     SELECT
         listed.*,
         raw.website_id,
-        raw.last_activity_at
+        raw.last_activity_at,
+        CASE WHEN (SELECT batch.archived IS NOT NULL FROM batch) THEN analytics_row_hash((raw.*)::text) END AS hash
     FROM listed
     INNER JOIN analytics_session AS raw ON listed.id = raw.id
-    WHERE NOT analytics_has_events(raw.session_id, '-infinity')
+    WHERE
+        NOT analytics_has_events(raw.session_id, '-infinity')
+        AND (
+            (SELECT batch.archived IS NULL FROM batch)
+            OR (raw.id, analytics_row_hash((raw.*)::text)) IN (
+                SELECT
+                    archive.id,
+                    archive.hash
+                FROM archive
+            )
+        )
 ),
 
 website AS MATERIALIZED (
@@ -49,19 +70,24 @@ due AS MATERIALIZED (
 deleted AS (
     DELETE FROM analytics_session AS raw
     USING due
-    WHERE raw.id = due.id AND raw.website_id = due.website_id AND raw.last_activity_at = due.last_activity_at
+    WHERE
+        raw.id = due.id
+        AND raw.website_id = due.website_id
+        AND raw.last_activity_at = due.last_activity_at
+        AND (due.hash IS NULL OR analytics_row_hash((raw.*)::text) = due.hash)
     RETURNING raw.id
 ),
 
 listed_again AS (
-    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids)
+    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids, archived)
     SELECT
         'session' AS kind,
         count(*) AS rows,
         min(due.last_activity_at) AS first_at,
         max(due.last_activity_at) AS last_at,
-        array_agg(due.id) AS ids,
-        '{}' AS deleted_ids
+        array_agg(due.id ORDER BY due.id) AS ids,
+        '{}' AS deleted_ids,
+        array_agg(due.hash ORDER BY due.id) FILTER (WHERE due.hash IS NOT NULL) AS archived
     FROM due
     WHERE due.id NOT IN (SELECT deleted.id FROM deleted) AND NOT %(retried)s::boolean
     HAVING count(*) > 0
@@ -95,7 +121,7 @@ SELECT
                         THEN
                             total.listed
                             - total.due
-                            || ' stay or are gone: back, with events, held, or deleted by others'
+                            || ' stay or are gone: back, with events, held, not as in the archive, or deleted by others'
                 END,
                 CASE
                     WHEN total.due > total.deleted

@@ -2,7 +2,8 @@
 -- Params: retention_days (int), for websites without a policy of their own; batch_size (int); dry_run, confirm
 --   (boolean); job, run_id (text).
 -- Result: one row: result (json: cutoff; steps, each with first_day and last_day; events, raw rows of all of them;
---   left_days, that are left for the next run; bytes, that raw data takes on the disk), log, problem (why the run is unusual and stops here).
+--   left_days, that are left for the next run; bytes, that raw data takes on the disk), log, problem (why the run is
+--   unusual and stops here).
 -- A run takes 1,000 days and 10,000 batches at most, so that its list stays small whatever the backlog.
 -- A run is unusual if more than three times the median of the last eight runs has expired (of those that found
 -- something; the first of them is unusual), or if a website's data is kept for fewer days, or has its days in another

@@ -137,3 +137,10 @@ LANGUAGE sql STABLE SET jit = off AS $$
         SELECT tree.relid::oid FROM pg_partition_tree(source.name) AS tree
     ) AS part
 $$;
+
+-- The hash of all columns of a row, whatever their types are: of its text, which depends on the settings of the session
+-- that the jobs set.
+CREATE OR REPLACE FUNCTION analytics_row_hash(row_text text) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT hashtextextended(row_text, 0)
+$$;
