@@ -17,19 +17,21 @@ from pathlib import Path
 import embedded
 from benchmarks import report
 from benchmarks.backlog import backlog
-from benchmarks.bench import ROUNDS, SCALES, SERVER_OPTIONS, Bench
+from benchmarks.bench import SCALES, SERVER_OPTIONS, Bench
 from benchmarks.days import aggregate, catch_up, due
 from benchmarks.ingest import ingest
 from benchmarks.memory import memory
 from benchmarks.retention import retention
 from benchmarks.sessions import cleanup, sessions
 from benchmarks.sketch import sketch
+from benchmarks.statements import statements
 from benchmarks.year import history, storage
 
 BENCHMARKS: dict[str, Callable[[Bench], None]] = {
     function.__name__: function
     for function in (
-        *(aggregate, catch_up, due, retention, backlog, sessions, cleanup, ingest, history, storage, sketch, memory),
+        *(aggregate, catch_up, due, retention, backlog, sessions, cleanup, ingest),
+        *(history, storage, sketch, memory, statements),
     )
 }
 
@@ -72,8 +74,8 @@ def measure(bench: Bench, name: str) -> list[str]:
         "place": list(BENCHMARKS).index(name),
         "what": what,
         "where": (
-            f"SCALE={bench.scale}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before it, PostgreSQL"
-            f" {bench.version()} with `{SERVER_OPTIONS}`; in turns, medians of {ROUNDS} rounds unless it says otherwise."
+            f"SCALE={bench.scale}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before it,"
+            f" PostgreSQL {bench.version()}."
         ),
     }
     wrong = attempt(name, lambda: BENCHMARKS[name](bench))

@@ -13,6 +13,7 @@ import matplotlib as mpl
 mpl.use("svg")  # no display
 from matplotlib import pyplot
 
+from benchmarks.bench import ROUNDS, SERVER_OPTIONS
 from conftest import ROOT, SQL
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -108,7 +109,14 @@ def targets(reports: list[dict[str, Any]]) -> list[str]:
         for report in reports
         for limit in report.get("limits", [])
     ]
-    return ["", *table(["ratio", "measured", "target", "", "section"], rows)]
+    return [
+        "",
+        *table(["ratio", "measured", "target", "", "section"], rows),
+        *(
+            "",
+            f"PostgreSQL ran with `{SERVER_OPTIONS}`. In turns, medians of {ROUNDS} rounds unless it says otherwise.",
+        ),
+    ]
 
 
 def link(report: dict[str, Any]) -> str:

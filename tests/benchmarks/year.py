@@ -67,11 +67,13 @@ SELECT
         WHERE file.oid = relation OR file.oid IN (SELECT indexrelid FROM pg_index WHERE indrelid = relation)
     )) AS free
 FROM (
-    VALUES
-    ('analytics_event'::regclass, TRUE), ('analytics_session'::regclass, TRUE),
-    ('analytics_daily_stats'::regclass, FALSE), ('analytics_purge_batch'::regclass, FALSE)
-) AS stored (relation, is_raw)
+    SELECT
+        name::regclass AS relation,
+        name IN ('analytics_event', 'analytics_session') AS is_raw
+    FROM unnest(%(tables)s) AS name
+) AS stored
 """
+TABLES = ["analytics_event", "analytics_session", "analytics_daily_stats", "analytics_purge_batch"]
 
 
 def storage(bench: Bench) -> None:
@@ -124,10 +126,16 @@ def simulate(source: Database, database: Database, retain: bool) -> list[dict[st
                     clock.set_now(job, day(ends).replace("T00", "T02"))
                     for date in run_file(job, DUE)[0]["result"]:
                         aggregate_days(job, date)
-                    deleted = Retention(job).archive()
-                    assert week < 14 or min(map(sum, deleted.values())) > 0, deleted
-                    owner.execute("VACUUM (ANALYZE)")
-                sizes.append({name: float(value) for name, value in execute(owner, SIZES)[0].items()})
+                    retention = Retention(job)
+                    assert retention.seal() == []
+                    deleted = sum(retention.delete(retention.plan()))
+                    retention.list_sessions()
+                    deleted_sessions = sum(retention.delete(retention.plan("session"), "session"))
+                    assert week < 14 or deleted > 5 * deleted_sessions / 2 > 0
+                    owner.execute(f"VACUUM (ANALYZE) {', '.join(TABLES)}")
+                sizes.append(
+                    {name: float(value) for name, value in execute(owner, SIZES, {"tables": TABLES})[0].items()}
+                )
     return sizes
 
 
