@@ -14,8 +14,10 @@ RETURNED = "cleanup_analytics_sessions/end_returned_sessions.sql"
 LIVE = r"Index (Only )?Scan using analytics_event_website_id_timestamp_idx on analytics_event"
 NEEDED = {
     AGGREGATE: [
-        r"CTE grouped\n +->  HashAggregate .*\n( +Hash Key: .*\n){4} +->  Nested Loop .*\n( +Output: .*\n)*"
-        rf" +->  CTE Scan on day .*\n +->  ({LIVE}|Bitmap Heap Scan on analytics_event)"
+        (
+            r"CTE grouped\n +->  HashAggregate .*\n( +Hash Key: .*\n){4} +->  Nested Loop .*\n( +Output: .*\n)*"
+            rf" +->  CTE Scan on day .*\n +->  ({LIVE}|Bitmap Heap Scan on analytics_event)"
+        )
     ],
     DUE: [LIVE],
     SEAL: [LIVE, r"CTE verdict\n.*\n +->  HashAggregate"],
@@ -23,7 +25,7 @@ NEEDED = {
         r"Delete on analytics_event(.*\n){1,9}? +->  Index Scan using analytics_event_pkey on analytics_event"
     ],
     CLOSE: ["Index Scan using analytics_session_open_idx on analytics_session idle"],
-    RETURNED: [],
+    RETURNED: ["Bitmap Index Scan on analytics_session_returned_idx"],
 }
 """What must be in the plans of a file, as regular expressions."""
 UNWANTED = {
@@ -31,7 +33,12 @@ UNWANTED = {
     "goes through a list for each row": r"= \(SubPlan \d+\)\.col.*",
     "compares each row with each other one": r"Nested Loop.*\n +Join Filter: .*\bid = .*",
 }
-MEMORY = {AGGREGATE: "256MB", SEAL: "64MB"}
+SETTINGS = {
+    AGGREGATE: {"work_mem": "256MB"},
+    SEAL: {"work_mem": "64MB"},
+    RETURNED: {"enable_seqscan": "off"},
+}
+"""The settings of the tasks that have some of their own."""
 
 
 def run(connection: psycopg.Connection[dict[str, Any]], file: str, **parameters: Any) -> tuple[list[str], str]:
@@ -41,19 +48,15 @@ def run(connection: psycopg.Connection[dict[str, Any]], file: str, **parameters:
     """
     plans: list[str] = []
     connection.add_notice_handler(lambda notice: plans.append(notice.message_primary or ""))
-    connection.execute(
-        f"""
-        LOAD 'auto_explain';
-        SET auto_explain.log_min_duration = 0;
-        SET auto_explain.log_nested_statements = on;
-        SET auto_explain.log_level = notice;
-        SET jit = off;
-        SET work_mem = '{MEMORY.get(file, "4MB")}'
-        """.encode()
-    )
-    plans.clear()
-    run_file(connection, file, **parameters)
-    connection.execute("SET auto_explain.log_min_duration = -1")
+    explain = {"log_nested_statements": "on", "log_level": "notice", "log_min_duration": "0"}
+    settings = {"jit": "off", "work_mem": "4MB"} | SETTINGS.get(file, {})
+    settings |= {f"auto_explain.{name}": value for name, value in explain.items()}
+    with connection.transaction():
+        connection.execute("LOAD 'auto_explain'")
+        for name, value in settings.items():
+            connection.execute("SELECT set_config(%s, %s, true)", [name, value])
+        plans.clear()
+        run_file(connection, file, **parameters)
     text = "\n".join(plans)
     wrong = [f"{file} lacks {pattern}" for pattern in NEEDED[file] if not re.search(pattern, text)]
     for what, pattern in UNWANTED.items():

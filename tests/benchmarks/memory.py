@@ -14,13 +14,12 @@ from typing import Any
 
 from aggregation_steps import AGGREGATE, DUE
 from benchmarks.bench import Bench, Connection, Database, day, execute, progress
-from benchmarks.sessions import CLOSE, RETURNED
 from conftest import LOGIN, ROOT, SQL
+from plans import CLOSE, RETURNED, SETTINGS
 from retention_steps import DELETE_EVENTS, DELETE_SESSIONS, FOLDER, POLICY, SEAL, Retention
 
 DAYS_KEPT = 10
 LIST_SESSIONS = f"{FOLDER}/list_sessions.sql"
-MEMORY = {AGGREGATE: "256MB", SEAL: "64MB"}
 # In an order in which each finds something to do.
 FILES = (
     *(DUE, AGGREGATE, CLOSE, RETURNED, f"{FOLDER}/find_expired_days.sql", SEAL, f"{FOLDER}/plan_batches.sql"),
@@ -111,7 +110,7 @@ def operator(database: Database, file: str) -> dict[str, Any]:
     return {
         "sql": (SQL / file).read_text(),
         "parameters": parameters,
-        "session_settings": {"work_mem": MEMORY[file]} if file in MEMORY else {},
+        "session_settings": SETTINGS.get(file, {}),
         "batches": file.endswith(("_batch.sql", "_sessions.sql", "seal_days.sql")),
     }
 
