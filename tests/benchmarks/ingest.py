@@ -48,6 +48,10 @@ ACQUIRED = re.compile(r"ingest\|LOG: +process (\d+) acquired (.+) after ([\d.]+)
 Statement = Callable[[Connection], Any]
 
 
+class Rest(float):
+    """How many seconds a task rests after a statement."""
+
+
 @dataclass
 class Noticed:
     """What the application noticed of one job, over all rounds."""
@@ -76,6 +80,9 @@ def ingest(bench: Bench) -> None:
         base.load(200_000, days_ago=1)
         load_sessions(base, idle=IDLE, active=ACTIVE, closed=100_000)
     base.aggregate(DAYS_KEPT + 40)
+    with base.connect(work_mem="64MB") as job:
+        steps = Retention(job, retention_days=DAYS_KEPT).find()["steps"]
+        assert Retention(job, retention_days=DAYS_KEPT).seal() == []
     scripts = [bench.state / "insert.sql", bench.state / "heartbeat.sql"]
     for script, text in zip(scripts, (INSERT, HEARTBEAT), strict=True):
         script.write_text(text)
@@ -83,7 +90,7 @@ def ingest(bench: Bench) -> None:
     noticed: dict[str, Noticed] = {}
     for number in range(ROUNDS):
         database = bench.database("ingest_copy", base.name)
-        jobs = prepare(database)
+        jobs = prepare(database, steps)
         write_and_run(bench, database, scripts, 0, iter(()), Noticed())  # warm up
         names = list(jobs)
         for name in names[number % len(names) :] + names[: number % len(names)]:
@@ -93,14 +100,12 @@ def ingest(bench: Bench) -> None:
     report(bench, {name: noticed[name] for name in names})
 
 
-def prepare(database: Database) -> dict[str, tuple[int, Iterator[Statement]]]:
+def prepare(database: Database, steps: list[dict[str, Any]]) -> dict[str, tuple[int, Iterator[Statement]]]:
     """Return the jobs by name: on how many connections they run, and their statements."""
     from web_analytics.settings import settings
 
     retention = "archive_old_analytics"
     with database.connect() as job:
-        steps = Retention(job, retention_days=DAYS_KEPT).find()["steps"]
-        assert Retention(job, retention_days=DAYS_KEPT).seal() == []
         planned = Retention.batches(Retention(job, retention_days=DAYS_KEPT).plan())
 
     def statement(file: str, **values: Any) -> Statement:
@@ -110,7 +115,7 @@ def prepare(database: Database) -> dict[str, tuple[int, Iterator[Statement]]]:
         return iter([resting(statement(f"{retention}/delete_event_batch.sql", **batch), rest) for batch in part])
 
     def resting(delete: Statement, rest: float) -> Statement:
-        return lambda connection: time.sleep(rest * seconds(delete, connection))
+        return lambda connection: Rest(rest * seconds(delete, connection))
 
     aggregation = "aggregate_daily_analytics"
     close = statement("cleanup_analytics_sessions/close_idle_sessions.sql", idle_minutes=30, batch_size=1000, done=0)
@@ -183,8 +188,10 @@ def work(connections: list[Connection], statements: Iterator[Statement], until: 
             if statement is None:
                 return
             began = time.perf_counter()
-            statement(connection)
+            done = statement(connection)
             elapsed.append((time.perf_counter() - began) * 1000)
+            if isinstance(done, Rest):
+                time.sleep(done)
 
     threads = [threading.Thread(target=worker, args=[connection]) for connection in connections]
     for thread in threads:
