@@ -62,7 +62,8 @@ def make(
         "store_sessions": store_sessions,
         "salt": salt,
     }
-    connection.execute("SELECT setseed(0.5)")
+    # Parts of one day differ.
+    connection.execute("SELECT setseed(%s)", [(0.5 + salt * 0.6180339887498949) % 1])
     with connection.cursor(row_factory=psycopg.rows.tuple_row) as cursor:
         cursor.execute((Path(__file__).parent / "traffic.sql").read_bytes(), values)
         return dict(zip(FILES, cursor.fetchone() or (), strict=True))

@@ -1,4 +1,4 @@
-"""How days are counted: through indexes, by hashes, and without compiling, whatever the database's settings are."""
+"""How the hot statements go through their tables: by indexes, by hashes, and without compiling."""
 
 import re
 from collections.abc import Iterator
@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from aggregation_steps import AGGREGATE, Connection, aggregate, aggregate_due
+import plans
+import traffic as made
+from aggregation_steps import AGGREGATE, DUE, Connection, aggregate, aggregate_due
 from conftest import LOGIN, Database
+from retention_steps import DELETE_EVENTS, POLICY, SEAL, Retention, policy
 
 DAY = "2024-01-15"
 NOON = datetime(2024, 1, 15, 12, tzinfo=UTC)
@@ -42,28 +45,44 @@ def test_a_day_is_read_through_an_index_and_hashed(database: Database, large: in
             """,
             {"number": number},
         )
-    plans: list[str] = []
-    database.connection.add_notice_handler(lambda notice: plans.append(notice.message_primary or ""))
-    database.connection.execute(
-        """
-        LOAD 'auto_explain';
-        SET auto_explain.log_min_duration = 0;
-        SET auto_explain.log_nested_statements = on;
-        SET auto_explain.log_level = notice;
-        SET work_mem = '256MB'  -- as the task does
-        """
-    )
-    database.run(AGGREGATE, database.connection, **PARAMETERS)
-    counting = [plan for plan in plans if "GROUPING SETS" in plan]
+    wrong, text = plans.run(database.connection, AGGREGATE, **PARAMETERS)
+    assert wrong == []
     # Large days one by one, the others of the seven together.
-    assert len(counting) == 1 + large
-    for plan in counting:
-        assert re.search(
-            r"CTE grouped\n +->  HashAggregate .*\n( +Hash Key: .*\n){4} +->  Nested Loop .*\n"
-            r"( +Output: .*\n)* +->  CTE Scan on day .*\n +->  (Index|Bitmap Heap) Scan",
-            plan,
-        )
-    assert "Seq Scan on analytics_event" not in "".join(plans)
+    assert text.count("GROUPING SETS") == 1 + large
+
+
+@pytest.fixture
+def sample(database: Database) -> Database:
+    """50,000 events of ten websites in 23 days, with their sessions, aggregated."""
+    names = [f"website {number:02}" for number in range(10)]
+    made.make(database.connection, names, "2024-01-01T00:00Z", 23, 10_000, steps=5, store_sessions=True)
+    database.connection.execute("VACUUM (ANALYZE)")
+    aggregate_due(database)
+    database.connection.execute("VACUUM (ANALYZE)")
+    return database
+
+
+def test_what_is_due_is_read_from_indexes_alone(sample: Database) -> None:
+    wrong, text = plans.run(sample.connection, DUE)
+    assert wrong == []
+    assert set(re.findall(r"->  (.* )using \w+ on analytics_event", text)) == {"Index Only Scan "}
+
+
+def test_days_are_sealed_and_their_events_deleted_without_looking_at_others(sample: Database) -> None:
+    retention = Retention(sample.connection, sample)
+    for step in retention.find()["steps"]:
+        assert plans.run(sample.connection, SEAL, **POLICY | step)[0] == []
+    first, second, *_ = retention.batches(retention.plan())
+    assert plans.run(sample.connection, DELETE_EVENTS, **first)[0] == []
+    policy(sample, "legal_hold = TRUE", "website 03")  # each event is looked at
+    assert plans.run(sample.connection, DELETE_EVENTS, **second)[0] == []
+
+
+def test_idle_sessions_are_found_among_the_open_ones(sample: Database) -> None:
+    sample.connection.execute("UPDATE analytics_session SET ended_at = NULL WHERE started_at >= '2024-01-22T00:00Z'")
+    sample.connection.execute("ANALYZE analytics_session")
+    for file in (plans.CLOSE, plans.RETURNED):
+        assert plans.run(sample.connection, file, idle_minutes=30, batch_size=100, done=0)[0] == []
 
 
 @pytest.mark.usefixtures("traffic")

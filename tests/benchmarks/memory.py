@@ -3,20 +3,28 @@
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import Bench, Connection, Database, day, execute
+from aggregation_steps import AGGREGATE, DUE
+from benchmarks.bench import Bench, Connection, Database, day, execute, progress
 from conftest import LOGIN, ROOT, SQL
-from retention_steps import POLICY, Retention
+from plans import CLOSE, RETURNED, SETTINGS
+from retention_steps import DELETE_EVENTS, DELETE_SESSIONS, FOLDER, POLICY, SEAL, Retention
 
-ROUNDS = 3
 DAYS_KEPT = 10
-FEW, MANY = 10_000, 1_000_000
+LIST_SESSIONS = f"{FOLDER}/list_sessions.sql"
+# In an order in which each finds something to do.
+FILES = (
+    *(DUE, AGGREGATE, CLOSE, RETURNED, f"{FOLDER}/find_expired_days.sql", SEAL, f"{FOLDER}/plan_batches.sql"),
+    *(DELETE_EVENTS, LIST_SESSIONS, DELETE_SESSIONS),
+)
 
 # What a task process does: it builds the operator, renders it, and executes it.
 TASK = """
@@ -25,7 +33,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from web_analytics.postgres import BatchOperator, PostgresOperator
 arguments = json.load(sys.stdin)
-kind = BatchOperator if "steps" in arguments["parameters"] else PostgresOperator
+kind = BatchOperator if arguments.pop("batches") else PostgresOperator
 operator = kind(task_id="task", **arguments)
 context = {"ti": SimpleNamespace(dag_id="dag", task_id="task", map_index=-1), "params": {}}
 operator.render_template_fields(context)
@@ -40,63 +48,70 @@ print(peak, file=sys.stderr)
 
 
 def memory(bench: Bench) -> None:
-    """Peak resident memory of a process that runs PostgresOperator, as a task does, with 10,000 and with 1,000,000
-    events of one day in the table: aggregate_day.sql of that day, plan_batches.sql (up to 1,000 tasks), and three batches
-    of delete_event_batch.sql; and the peak that the server's process for it allocated (where there is /proc).
-    Ten million events would take minutes to load."""
-    databases = {size: bench.database(f"memory_{size}") for size in (FEW, MANY)}
-    for size, database in databases.items():
+    """Peak resident memory of a process that runs PostgresOperator or BatchOperator, as a task does, once for each SQL
+    file of the three jobs, with few and with many events of one day and their sessions in the tables; and the peak that
+    the server's process for it allocated (where there is /proc)."""
+    few, many = bench.events // 1000, bench.events // 10
+    found: dict[str, list[tuple[float, float]]] = {}
+    for size in (few, many):
+        database = bench.database(f"memory_{size}")
         with database.bulk():
-            database.load(size, days_ago=DAYS_KEPT + 1)
-        database.aggregate(DAYS_KEPT + 1, DAYS_KEPT + 1)
-        with database.connect() as job:
-            assert Retention(job, retention_days=DAYS_KEPT).seal() == []
-    measured: dict[str, dict[int, list[tuple[float, float]]]] = {}
-    for _ in range(ROUNDS):
-        for size, database in databases.items():
-            with database.owner() as owner:
-                for name in ("aggregate_day", "plan_batches", "delete_event_batch"):
-                    memory_used = run_task(database, owner, operator(database, name))
-                    measured.setdefault(name, {}).setdefault(size, []).append(memory_used)
-    medians = {
-        name: {
-            size: [statistics.median(values) / 1e6 for values in zip(*pairs, strict=True)]
-            for size, pairs in sizes.items()
-        }
-        for name, sizes in measured.items()
-    }
+            database.load(size, days_ago=DAYS_KEPT + 1, sessions=True)
+        with database.owner() as owner:
+            for file in FILES:
+                if file == LIST_SESSIONS:
+                    owner.execute("TRUNCATE analytics_event, analytics_purge_batch")
+                progress(f"{file}, {size:,} events")
+                arguments = operator(database, file)
+                found.setdefault(file, []).append(run_task(database, owner, arguments))
+    bench.compare(
+        f"A task's process, {many:,} events",
+        {Path(file).stem: [both[1][0] / 1e6] for file, both in found.items()},
+        unit="MB",
+    )
     bench.table(
-        f"Peak memory in MB, medians of {ROUNDS} processes",
-        ["", f"task, {FEW:,} events", f"task, {MANY:,}", "ratio", f"server, {FEW:,} events", f"server, {MANY:,}"],
+        "Peak memory in MB, one process each",
+        ["", f"task, {few:,} events", f"task, {many:,}", "ratio", f"server, {few:,} events", f"server, {many:,}"],
         [
             [
-                name,
-                *(f"{value:.1f}" for value in (few[0], many[0])),
-                f"{many[0] / few[0]:.3f}",
-                f"{few[1]:.1f}",
-                f"{many[1]:.1f}",
+                Path(file).stem,
+                *(f"{value / 1e6:.1f}" for value in (few_[0], many_[0])),
+                f"{many_[0] / few_[0]:.3f}",
+                *(f"{value / 1e6:.1f}" for value in (few_[1], many_[1])),
             ]
-            for name, (few, many) in ((name, (sizes[FEW], sizes[MANY])) for name, sizes in medians.items())
+            for file, (few_, many_) in found.items()
         ],
     )
-    for name, sizes in medians.items():
-        bench.limit(f"{name}: {MANY:,} / {FEW:,} events", sizes[MANY][0] / sizes[FEW][0], at_most=1.03)
+    ratios = {Path(file).stem: both[1][0] / both[0][0] for file, both in found.items()}
+    worst = max(ratios, key=lambda name: ratios[name])
+    bench.limit(f"memory of a task, {many:,} / {few:,} events, {worst}", ratios[worst], at_most=1.05)
 
 
-def operator(database: Database, name: str) -> dict[str, Any]:
+def operator(database: Database, file: str) -> dict[str, Any]:
     """The arguments of the operator of a task."""
-    folder = "aggregate_daily_analytics" if name == "aggregate_day" else "archive_old_analytics"
-    parameters: dict[str, Any] = POLICY | {"retention_days": DAYS_KEPT, "kind": "event"}
-    if name == "aggregate_day":
-        parameters = {"days": [day(DAYS_KEPT + 1)[:10]], "label": "a day", "recount": False}
-    if name == "delete_event_batch":
-        with database.connect() as job:
-            retention = Retention(job, retention_days=DAYS_KEPT)
-            parameters = retention.policy | {"steps": Retention.batches(retention.plan())[:3]}
+    parameters: dict[str, Any] = POLICY | {
+        "retention_days": DAYS_KEPT,
+        "kind": "event",
+        "after": None,
+        "idle_minutes": 30,
+        "done": 0,
+        "days": [day(DAYS_KEPT + 1)[:10]],
+        "label": "a day",
+        "recount": False,
+    }
+    with database.connect() as job:
+        retention = Retention(job, retention_days=DAYS_KEPT)
+        if file.endswith("seal_days.sql"):
+            parameters["steps"] = retention.find()["steps"]
+        if file.endswith("_batch.sql"):
+            kind = "event" if file == DELETE_EVENTS else "session"
+            parameters |= {"retried": False, "steps": Retention.batches(retention.plan(kind))[:3]}
+            assert parameters["steps"]
     return {
-        "sql": (SQL / folder / f"{name}.sql").read_text(),
+        "sql": (SQL / file).read_text(),
         "parameters": parameters,
-        "session_settings": {"work_mem": "256MB"} if name == "aggregate_day" else {},
+        "session_settings": SETTINGS.get(file, {}),
+        "batches": file.endswith(("_batch.sql", "_sessions.sql", "seal_days.sql")),
     }
 
 
@@ -130,6 +145,24 @@ def run_task(database: Database, owner: Connection, arguments: dict[str, Any]) -
     if process.returncode:
         raise RuntimeError(f"the task failed: {errors}")
     return int(errors.split()[-1]), server_peak
+
+
+@contextmanager
+def allocated_at_most(pid: int) -> Iterator[list[float]]:
+    """The most that a process has for itself alone, in bytes, while the block runs."""
+    peak, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            peak[0] = max(peak[0], allocated(pid))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
 
 
 def allocated(pid: int) -> float:

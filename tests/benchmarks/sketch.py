@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from benchmarks.bench import Bench, Database, day, execute, in_turns, seconds
+from benchmarks.bench import GIANT, YEAR, Bench, Database, day, execute, in_turns, seconds
 from retention_steps import Retention
 
 DRAWS = 20
@@ -45,28 +45,17 @@ SELECT analytics_sketch_visitors(bit_or(day_sketch.sketch)) AS visitors
 FROM day_sketch
 """
 
-YEAR = 365
 PER_DAY = 2000
 TODAY = 50_000
 PURGED = "purged: analytics_unique_visitors"
 
-LOAD = """
-INSERT INTO analytics_event (id, website_id, pathname, visitor_id, session_id, timestamp)
-SELECT
-    'anevt_' || gen_random_uuid(), 'site', '/', md5((random() * 1e9 / (1 + floor(random() * 1e4)))::bigint::text),
-    'sess_' || n, %(start)s::timestamptz + day * INTERVAL '1 day' + random() * INTERVAL '24 hours'
-FROM generate_series(0, %(days)s::int - 1) AS day
-CROSS JOIN generate_series(1, %(per_day)s::int) AS n
-"""
 EXACT = """
 SELECT count(DISTINCT visitor_id COLLATE "C") AS visitors FROM analytics_event
 WHERE
-    website_id = 'site' AND timestamp >= %(from)s::timestamptz AND timestamp < %(to)s::timestamptz
+    website_id = %(website)s AND timestamp >= %(from)s::timestamptz AND timestamp < %(to)s::timestamptz
     AND deleted_at IS NULL
 """
-UNIQUE = (
-    "SELECT analytics_unique_visitors('site', %(from)s::timestamptz::date, %(to)s::timestamptz::date - 1) AS visitors"
-)
+UNIQUE = "SELECT analytics_unique_visitors(%(website)s, %(from)s::timestamptz::date, %(to)s::timestamptz::date - 1) AS visitors"
 SKETCHES = "SELECT analytics_sketch_visitors(bit_or(visitor_sketch)) FROM analytics_daily_stats WHERE date < %(to)s"
 
 
@@ -108,11 +97,11 @@ def error(database: Database, visitors: int, days: int, number: int) -> float:
 def year(bench: Bench) -> None:
     """Measure how long it takes to read the visitors of a year, which ends before today."""
     database = bench.database("year")
-    with database.bulk(), database.owner() as owner:
-        execute(owner, LOAD, {"start": day(YEAR + 1), "days": YEAR, "per_day": PER_DAY})
-        execute(owner, LOAD, {"start": day(0), "days": 1, "per_day": TODAY})
+    with database.bulk():
+        database.load(YEAR * PER_DAY, days_ago=YEAR + 1, days=YEAR, websites=1)
+        database.load(TODAY, days_ago=0, websites=1)
     database.aggregate(YEAR + 1)
-    span: dict[str, Any] = {"from": day(YEAR + 1), "to": day(1)}
+    span: dict[str, Any] = {"website": GIANT, "from": day(YEAR + 1), "to": day(1)}
     with database.owner() as owner, database.connect(work_mem="64MB") as job, database.connect() as reader:
 
         def read(query: str) -> Callable[[], float]:

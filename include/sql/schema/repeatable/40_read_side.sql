@@ -42,7 +42,7 @@ $$;
 CREATE OR REPLACE VIEW analytics_traffic_daily AS
 -- The order and the types of the columns are a contract; that of the sketch is without a length.
 SELECT -- noqa: ST06
-    daily.website_id,
+    daily.of_website AS website_id,
     daily.date,
     daily.total_pageviews + daily.late_pageviews AS total_pageviews,
     daily.total_custom_events + daily.late_custom_events AS total_custom_events,
@@ -57,9 +57,15 @@ SELECT -- noqa: ST06
     daily.aggregated_at,
     daily.sealed_at
 FROM (
-    SELECT * FROM analytics_daily_stats
+    -- Not the column of the function's rows, so that who asks for one website does not make it look at all.
+    SELECT
+        stats.website_id AS of_website,
+        stats.*
+    FROM analytics_daily_stats AS stats
     UNION ALL
-    SELECT live.*
+    SELECT
+        website.website_id AS of_website,
+        live.*
     FROM analytics_websites() AS website (website_id)
     CROSS JOIN LATERAL analytics_live_rows(website.website_id) AS live
 ) AS daily;
