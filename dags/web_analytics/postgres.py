@@ -29,8 +29,9 @@ SESSION_SETTINGS = session.SETTINGS | {
     "lock_timeout": "5s",
     "idle_in_transaction_session_timeout": "1min",
     "client_connection_check_interval": "5s",
-    "application_name": "airflow:{{ ti.dag_id }}.{{ ti.task_id }}{{ '[%d]' % ti.map_index if ti.map_index >= 0 else '' }}",
 }
+# Templated, as the settings above need not be: Airflow compiles each of them as a template, in every task.
+APPLICATION_NAME = "airflow:{{ ti.dag_id }}.{{ ti.task_id }}{{ '[%d]' % ti.map_index if ti.map_index >= 0 else '' }}"
 
 # Of two statements that write the same row at the same moment, the second one fails, and is retried on what the first
 # one left.
@@ -171,7 +172,7 @@ class PostgresOperator(SQLExecuteQueryOperator):
         self, *, session_settings: Mapping[str, str] | None = None, conn_id: str = CONNECTION_ID, **kwargs: Any
     ) -> None:
         super().__init__(conn_id=conn_id, **kwargs)
-        self.session_settings = SESSION_SETTINGS | dict(session_settings or {})
+        self.session_settings = {"application_name": APPLICATION_NAME} | dict(session_settings or {})
         self.killed = False
 
     @cached_property
@@ -181,7 +182,7 @@ class PostgresOperator(SQLExecuteQueryOperator):
             database=self.database,
             log_sql=False,
             enable_log_db_messages=True,
-            session_settings=self.session_settings,
+            session_settings=SESSION_SETTINGS | self.session_settings,
             **self.hook_params,
         )
 
