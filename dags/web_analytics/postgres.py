@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import psycopg
@@ -196,9 +197,12 @@ class PostgresOperator(SQLExecuteQueryOperator):
     def work(self, context: Context) -> Any:
         """Run the statement and return its result."""
         rows: list[dict[str, Any]] = []
-        for statement in [self.sql] if isinstance(self.sql, str) else self.sql:
+        for statement in self._statements():
             rows = self.run_statement(statement, dict(self.parameters or {}))
         return rows[-1].get("result") if rows else None
+
+    def _statements(self) -> Sequence[str]:
+        return [self.sql] if isinstance(self.sql, str) else self.sql
 
     def on_kill(self) -> None:
         """Cancel the statement on the server, where it would run on after the task is gone, and start no other."""
@@ -254,7 +258,7 @@ class BatchOperator(PostgresOperator):
     and each time as long as the statement returns a column ``again`` that is not NULL.
 
     ``steps`` is a list of further parameters, and ``again`` has further parameters of the next time. The XCom is the list
-    of all results that are not NULL.
+    of all results that are not NULL. Of a list of files, each is run so in its turn.
 
     :param rest: rest after each statement, as a multiple of the time that it took.
     :param pause: seconds to rest at least.
@@ -271,12 +275,12 @@ class BatchOperator(PostgresOperator):
         """Run the statements and return their results."""
         parameters = dict(self.parameters or {})
         results: list[Any] = []
-        for step in parameters.pop("steps", [{}]):
+        for statement, step in product(self._statements(), parameters.pop("steps", [{}])):
             again = step
             while again is not None:
                 self._wait()
                 started = time.monotonic()
-                row = [{}, *self.run_statement(str(self.sql), parameters | again)][-1]
+                row = [{}, *self.run_statement(statement, parameters | again)][-1]
                 results.append(row.get("result"))
                 again = again | row["again"] if row.get("again") is not None else None
                 time.sleep(max(self.pause, self.rest * (time.monotonic() - started)))
