@@ -8,11 +8,17 @@ import importlib
 import sys
 
 MODULES = (
+    "airflow.api.common.trigger_dag",
     "airflow.dag_processing.bundles.local",
     "airflow.providers.common.sql.operators.sql",
     "airflow.providers.postgres.hooks.postgres",
     "airflow.providers.standard.operators.python",
+    "airflow.providers.standard.operators.trigger_dagrun",
     "airflow.sdk.definitions.decorators.task_group",
+    "airflow.sdk.definitions.retry_policy",
+    "airflow.sdk.execution_time.cache",
+    "airflow.sdk.execution_time.timeout",
+    "airflow.sdk.lineage",
     "croniter",
     "jinja2.ext",
     "pydantic_settings",
@@ -21,3 +27,6 @@ MODULES = (
 if "scheduler" in sys.argv:
     for module in MODULES:
         importlib.import_module(module)
+    from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
+
+    _ = ProvidersManagerTaskRuntime().asset_factories

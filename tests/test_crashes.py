@@ -147,7 +147,6 @@ STATEMENTS = {
     "list_sessions": "analytics_purge_batch INSERT",
     "delete_session_batch": "analytics_session DELETE",
     "close_idle_sessions": "analytics_session UPDATE",
-    "end_returned_sessions": "analytics_session UPDATE",
 }
 """What the tasks that write do; where one does several things, one of them, since all are done or none."""
 
@@ -357,7 +356,6 @@ def test_killed_processes(
         kill("close_idle_sessions", "worker")
         kill("aggregate_day", "task")
         kill("seal_again", "task")
-        kill("end_returned_sessions", "task")
         kill("delete_event_batch", "task")
         kill("list_sessions", "worker")
         hold(connection, "aggregate_day")

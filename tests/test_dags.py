@@ -26,8 +26,7 @@ EDGES: dict[str, dict[str, set[str]]] = {
     },
     "cleanup_analytics_sessions": {
         "check_database": {"close_idle_sessions"},
-        "close_idle_sessions": {"end_returned_sessions", "close_run"},
-        "end_returned_sessions": {"close_run"},
+        "close_idle_sessions": {"close_run"},
         "close_run": set(),
     },
     "archive_old_analytics": {
@@ -57,6 +56,9 @@ SHARED = {
         ]
         for dag_id in JOBS
     },
+    ("cleanup_analytics_sessions", "close_idle_sessions"): [
+        f"cleanup_analytics_sessions/{name}.sql" for name in ("close_idle_sessions", "end_returned_sessions")
+    ],
     ("archive_old_analytics", "aggregate_day"): ["aggregate_daily_analytics/aggregate_day.sql"],
     ("archive_old_analytics", "seal_again"): ["archive_old_analytics/seal_days.sql"],
     ("archive_old_analytics", "plan_event_batches"): ["archive_old_analytics/plan_batches.sql"],

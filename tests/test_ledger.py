@@ -131,8 +131,8 @@ class TestWhatAirflowKnowsBetter:
     ) -> None:
         run_dag(CLEANUP, capsys)
         database.connection.execute("UPDATE analytics_job_run SET outcome = 'running', finished_at = NULL")
-        self.mark("failed", end_returned_sessions="skipped", close_run="skipped")
-        problem = "The run hit its time limit (dagrun_timeout) before these had ended: end_returned_sessions."
+        self.mark("failed", close_idle_sessions="skipped", close_run="skipped")
+        problem = "The run hit its time limit (dagrun_timeout) before these had ended: close_idle_sessions."
         assert self.corrected(database, capsys) == ("failed", problem)
 
     def test_a_run_that_airflow_does_not_know(self, database: Database, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +148,7 @@ class TestWhatAirflowKnowsBetter:
     [
         ({"dryrun": True}, '"dryrun" is not a Param of archive_old_analytics: write dry_run. Nothing was done.'),
         ({"Dry-Run": True, "batch_size": 10}, '"Dry-Run" is not a Param of archive_old_analytics: write dry_run.'),
-        ({"x": 1}, "its Params are retention_days, batch_size, dry_run. Nothing was done."),
+        ({"x": 1}, "its Params are retention_days, batch_size, dry_run, confirm. Nothing was done."),
     ],
 )
 def test_a_param_that_the_job_does_not_have_is_refused_before_anything_is_done(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import psycopg
@@ -29,8 +30,9 @@ SESSION_SETTINGS = session.SETTINGS | {
     "lock_timeout": "5s",
     "idle_in_transaction_session_timeout": "1min",
     "client_connection_check_interval": "5s",
-    "application_name": "airflow:{{ ti.dag_id }}.{{ ti.task_id }}{{ '[%d]' % ti.map_index if ti.map_index >= 0 else '' }}",
 }
+# Templated, as the settings above need not be: Airflow compiles each of them as a template, in every task.
+APPLICATION_NAME = "airflow:{{ ti.dag_id }}.{{ ti.task_id }}{{ '[%d]' % ti.map_index if ti.map_index >= 0 else '' }}"
 
 # Of two statements that write the same row at the same moment, the second one fails, and is retried on what the first
 # one left.
@@ -171,7 +173,7 @@ class PostgresOperator(SQLExecuteQueryOperator):
         self, *, session_settings: Mapping[str, str] | None = None, conn_id: str = CONNECTION_ID, **kwargs: Any
     ) -> None:
         super().__init__(conn_id=conn_id, **kwargs)
-        self.session_settings = SESSION_SETTINGS | dict(session_settings or {})
+        self.session_settings = {"application_name": APPLICATION_NAME} | dict(session_settings or {})
         self.killed = False
 
     @cached_property
@@ -181,7 +183,7 @@ class PostgresOperator(SQLExecuteQueryOperator):
             database=self.database,
             log_sql=False,
             enable_log_db_messages=True,
-            session_settings=self.session_settings,
+            session_settings=SESSION_SETTINGS | self.session_settings,
             **self.hook_params,
         )
 
@@ -195,9 +197,12 @@ class PostgresOperator(SQLExecuteQueryOperator):
     def work(self, context: Context) -> Any:
         """Run the statement and return its result."""
         rows: list[dict[str, Any]] = []
-        for statement in [self.sql] if isinstance(self.sql, str) else self.sql:
+        for statement in self._statements():
             rows = self.run_statement(statement, dict(self.parameters or {}))
         return rows[-1].get("result") if rows else None
+
+    def _statements(self) -> Sequence[str]:
+        return [self.sql] if isinstance(self.sql, str) else self.sql
 
     def on_kill(self) -> None:
         """Cancel the statement on the server, where it would run on after the task is gone, and start no other."""
@@ -253,7 +258,7 @@ class BatchOperator(PostgresOperator):
     and each time as long as the statement returns a column ``again`` that is not NULL.
 
     ``steps`` is a list of further parameters, and ``again`` has further parameters of the next time. The XCom is the list
-    of all results that are not NULL.
+    of all results that are not NULL. Of a list of files, each is run so in its turn.
 
     :param rest: rest after each statement, as a multiple of the time that it took.
     :param pause: seconds to rest at least.
@@ -270,12 +275,12 @@ class BatchOperator(PostgresOperator):
         """Run the statements and return their results."""
         parameters = dict(self.parameters or {})
         results: list[Any] = []
-        for step in parameters.pop("steps", [{}]):
+        for statement, step in product(self._statements(), parameters.pop("steps", [{}])):
             again = step
             while again is not None:
                 self._wait()
                 started = time.monotonic()
-                row = [{}, *self.run_statement(str(self.sql), parameters | again)][-1]
+                row = [{}, *self.run_statement(statement, parameters | again)][-1]
                 results.append(row.get("result"))
                 again = again | row["again"] if row.get("again") is not None else None
                 time.sleep(max(self.pause, self.rest * (time.monotonic() - started)))
