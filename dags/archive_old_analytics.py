@@ -26,7 +26,7 @@ from airflow.sdk import Param, dag
 from web_analytics.aggregation import aggregate_day
 from web_analytics.job import JOB, check_database, cron
 from web_analytics.postgres import BatchOperator
-from web_analytics.retention import delete_batch, report_result, seal, sql
+from web_analytics.retention import delete_batch, drop_partition, report_result, seal, sql
 from web_analytics.settings import settings
 from web_analytics.watch import close_run
 
@@ -57,14 +57,20 @@ def archive_old_analytics():
     list_sessions = sql("list_sessions", operator=BatchOperator, parameters={"after": None})
     plan_session_batches = sql("plan_session_batches", "plan_batches", parameters={"kind": "session"})
     delete_session_batch = delete_batch("session", plan_session_batches)
-    deleted = {"events": delete_event_batch.output, "sessions": delete_session_batch.output}
+    dropped = drop_partition(find_partitions := sql("find_partitions"))
+    deleted = {
+        "partitions": dropped.output,
+        "events": delete_event_batch.output,
+        "sessions": delete_session_batch.output,
+    }
     result = report_result(expired, seal_again.output, list_sessions.output, deleted)
     # A backlog of years is shared out among runs that follow each other.
     TriggerDagRunOperator.partial(task_id="continue_backlog", trigger_dag_id="archive_old_analytics").expand(
         conf=result
     )
 
-    check_database() >> find_expired_days >> seal_days >> aggregated >> seal_again >> plan_event_batches
+    check_database() >> find_expired_days >> seal_days >> aggregated >> seal_again >> find_partitions
+    dropped >> plan_event_batches
     plan_event_batches >> delete_event_batch >> list_sessions >> plan_session_batches >> delete_session_batch >> result
     close_run(result, target=expired["cutoff"], deleted=list(deleted.values()), unsealed=seal_again.output)
 

@@ -35,7 +35,9 @@ EDGES: dict[str, dict[str, set[str]]] = {
         "find_expired_days": {"seal_days", "report_result", "close_run"},
         "seal_days": {"aggregate_day", "seal_again"},
         "aggregate_day": {"seal_again"},
-        "seal_again": {"plan_event_batches", "report_result", "close_run"},
+        "seal_again": {"find_partitions", "report_result", "close_run"},
+        "find_partitions": {"drop_partition"},
+        "drop_partition": {"plan_event_batches", "report_result", "close_run"},
         "plan_event_batches": {"delete_event_batch"},
         "delete_event_batch": {"list_sessions", "report_result", "close_run"},
         "list_sessions": {"plan_session_batches", "report_result"},
@@ -58,6 +60,10 @@ SHARED = {
     },
     ("archive_old_analytics", "aggregate_day"): ["aggregate_daily_analytics/aggregate_day.sql"],
     ("archive_old_analytics", "seal_again"): ["archive_old_analytics/seal_days.sql"],
+    ("archive_old_analytics", "drop_partition"): [
+        "archive_old_analytics/begin_detach.sql",
+        "archive_old_analytics/drop_detached.sql",
+    ],
     ("archive_old_analytics", "plan_event_batches"): ["archive_old_analytics/plan_batches.sql"],
     ("archive_old_analytics", "plan_session_batches"): ["archive_old_analytics/plan_batches.sql"],
 }

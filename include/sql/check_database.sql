@@ -13,6 +13,8 @@ WITH needed_table (table_name, is_ours, privileges) AS (
     ('analytics_timezone', TRUE, 'SELECT,INSERT,UPDATE'),
     ('analytics_website_policy', TRUE, 'SELECT'),
     ('analytics_purge_batch', TRUE, 'SELECT,INSERT,UPDATE,DELETE'),
+    ('analytics_detached_partition', TRUE, 'SELECT,INSERT,DELETE'),
+    ('analytics_partitioning', TRUE, 'SELECT'),
     ('analytics_job_run', TRUE, 'SELECT,INSERT,UPDATE'),
     ('analytics_alert', TRUE, 'SELECT,INSERT,UPDATE'),
     ('analytics_traffic_daily', TRUE, 'SELECT')
@@ -191,8 +193,8 @@ problem (problem) AS MATERIALIZED (
                 right_table.relkind <> 'r'
                 AND right_table.table_name <> 'analytics_traffic_daily'
                 AND right_table.is_by_timestamp IS NOT TRUE,
-                '%%1$s is partitioned, foreign or a view, and the jobs know only how to work with an ordinary table, or '
-                || 'an analytics_event with ordinary partitions by ranges of timestamp.'
+                '%%1$s is partitioned, foreign or a view, and the jobs know only how to work with an ordinary table, '
+                || 'or an analytics_event with ordinary partitions by ranges of timestamp.'
             ),
             (
                 right_table.relkind = 'r' AND parent.children IS NOT NULL,

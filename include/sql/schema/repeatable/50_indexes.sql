@@ -5,8 +5,8 @@
 -- whatever its name, if it is valid and has these leading columns and this predicate; without a predicate, only where
 -- many rows have to be read anyway. No B-tree index has last_activity_at in its columns or its predicate: with one that
 -- had, no heartbeat could be a HOT update. A BRIN index allows it from PostgreSQL 16 on, and is made only there.
--- That of a partitioned table is made without its partitions' own ones, which cannot be made concurrently with it, and is
--- valid once all of them are attached.
+-- That of a partitioned table is made without its partitions' own ones, which cannot be made concurrently with it, and
+-- is valid once all of them are attached.
 CREATE OR REPLACE FUNCTION analytics_missing_indexes()
 RETURNS TABLE (table_name text, index_name text, definition text)
 LANGUAGE sql STABLE AS $$
