@@ -58,6 +58,10 @@ SHARED = {
         ]
         for dag_id in JOBS
     },
+    ("aggregate_daily_analytics", "find_due_days"): [
+        "aggregate_daily_analytics/add_partitions.sql",
+        "aggregate_daily_analytics/find_due_days.sql",
+    ],
     ("archive_old_analytics", "aggregate_day"): ["aggregate_daily_analytics/aggregate_day.sql"],
     ("archive_old_analytics", "seal_again"): ["archive_old_analytics/seal_days.sql"],
     ("archive_old_analytics", "drop_partition"): [

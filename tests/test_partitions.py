@@ -12,6 +12,7 @@ from partition_steps import detach, drop, find, partitioned_template, partitions
 from retention_steps import CUTOFF, DAY, HOUR, Retention, ids, listed, policy, sealed_days
 
 OLD = CUTOFF - DAY
+COLUMNS = "id, website_id, pathname, visitor_id, session_id, timestamp"
 BOUNDS = ("MINVALUE", "2024-02-29T00:00Z", "2024-03-01T00:00Z", "2024-04-01T00:00Z", "MAXVALUE")
 
 
@@ -102,8 +103,7 @@ def test_what_is_not_listed_keeps_its_partition(database: Database, run: Retenti
 
 CHANGES = {
     "one more": (
-        "INSERT INTO {} (id, website_id, pathname, visitor_id, session_id, timestamp)"
-        f" VALUES ('new', 'site', '/', 'v', 's', '{OLD + HOUR / 2}')",
+        f"INSERT INTO {{}} ({COLUMNS}) VALUES ('new', 'site', '/', 'v', 's', '{OLD + HOUR / 2}')",
         True,
     ),
     "another one": ("UPDATE {} SET id = 'other' WHERE id = '0'", True),

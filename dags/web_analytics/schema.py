@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def _index_partitions(
     """Make the index of a partitioned table, or go on with what an installer that was stopped has made of it: each
     partition's own concurrently, and then, in a moment each, part of it."""
     if not invalid:
-        _patiently(connection, definition)
+        patiently(connection, definition)
 
     def partitions(valid: bool) -> list[tuple[str, ...]]:
         return connection.execute(UNATTACHED, [valid, table, index]).fetchall()
@@ -157,23 +158,30 @@ def _index_partitions(
         if not found:
             connection.execute(f"CREATE INDEX CONCURRENTLY ON {partition}{shape}")
     for _, _, found, parent in partitions(valid=True):
-        _patiently(connection, f"ALTER INDEX {parent} ATTACH PARTITION {found}")
+        patiently(connection, f"ALTER INDEX {parent} ATTACH PARTITION {found}")
 
 
-def _patiently(connection: psycopg.Connection[Any], statement: str) -> None:
-    """Run a statement that needs a lock for a moment, so that nobody waits behind it for longer than half a second."""
+def patiently(connection: psycopg.Connection[Any], what: str | sql.Composed | Callable[[], None]) -> None:
+    """Run a statement, or several, that need a lock for a moment, in a transaction, so that nobody waits behind them for
+    longer than half a second.
+
+    :raises psycopg.Error: there was no such moment for PATIENCE seconds, and nothing was done.
+    """
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
             with connection.transaction():
                 connection.execute("SET LOCAL lock_timeout = '500ms'")
-                connection.execute(statement)
+                if callable(what):
+                    what()
+                else:
+                    connection.execute(what)
             return
-        except psycopg.errors.LockNotAvailable:
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             if time.monotonic() > deadline:
                 raise _refusal(
-                    f"somebody has held locks for {PATIENCE} seconds that do not let this be done: {statement}; try "
-                    "again when long transactions have ended"
+                    f"others have held locks on the application's tables for {PATIENCE} seconds: try again when long "
+                    "transactions have ended"
                 ) from None
             time.sleep(0.5)
 

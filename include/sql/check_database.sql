@@ -43,15 +43,15 @@ found_table AS MATERIALIZED (
     INNER JOIN pg_catalog.pg_class AS found ON to_regclass(needed_table.table_name) = found.oid
     LEFT JOIN LATERAL (
         SELECT
-            stored.partstrat = 'r' AND stored.partnatts = 1 AND key.attname = 'timestamp'
+            stored.partstrat = 'r' AND stored.partnatts = 1 AND part_key.attname = 'timestamp'
             AND needed_table.table_name = 'analytics_event'
             AND NOT EXISTS (
                 SELECT FROM pg_catalog.pg_inherits AS child
-                INNER JOIN pg_catalog.pg_class AS partition ON child.inhrelid = partition.oid
-                WHERE child.inhparent = found.oid AND partition.relkind <> 'r'
+                INNER JOIN pg_catalog.pg_class AS part ON child.inhrelid = part.oid
+                WHERE child.inhparent = found.oid AND part.relkind <> 'r'
             ) AS is_by_timestamp
         FROM pg_catalog.pg_partitioned_table AS stored
-        LEFT JOIN pg_catalog.pg_attribute AS key ON stored.partrelid = key.attrelid AND stored.partattrs[0] = key.attnum
+        LEFT JOIN pg_catalog.pg_attribute AS part_key ON stored.partrelid = part_key.attrelid AND stored.partattrs[0] = part_key.attnum
         WHERE stored.partrelid = found.oid
     ) AS partitioned ON TRUE
 ),

@@ -20,8 +20,8 @@ LANGUAGE sql STABLE ROWS 20 AS $$
     WHERE child.inhparent = 'analytics_event'::regclass AND relation.relispartition
 $$;
 
--- How many events a partition has, and why it must not be dropped as a whole (NULL: it may), but for the general cutoff,
--- which is not asked here. An event may go if it is on the list, as one that was live or as one that was and still is
+-- How many events a partition has, and why it must not be dropped as a whole (NULL: it may), but for the general
+-- cutoff, which is not asked here. An event may go if it is on the list, as one that was live or as one that was and still is
 -- soft-deleted, is still in the time of its batch, and no policy and no hold keeps it. Without is_exact, the list is
 -- only asked whether it has as many.
 -- Nested loops would look into the list of all batches for each event.
@@ -143,10 +143,14 @@ LANGUAGE sql AS $$
                     THEN 'it has a trigger for deleted rows'
             END AS reason
     ) AS way
-    CROSS JOIN
-        LATERAL analytics_why_kept(
+    -- Who does not own the partitions may not read them by their names.
+    LEFT JOIN LATERAL (
+        SELECT asked.*
+        FROM analytics_why_kept(
             expired.partition, expired.starts_at, expired.ends_at, analytics_expired_partitions.retention_days, FALSE
-        ) AS kept
+        ) AS asked
+        WHERE way.reason IS NULL
+    ) AS kept ON TRUE
     WHERE
         NOT expired.is_default
         AND NOT expired.is_pending
@@ -240,5 +244,56 @@ BEGIN
     END IF;
     EXECUTE format('ALTER TABLE analytics_event ATTACH PARTITION %s %s', partition, remembered.bound);
     log := format('Partition %s was attached again and goes in batches: %s', partition, kept.reason);
+END
+$$;
+
+-- Makes the next partitions of analytics_event where that was set up, as its owner. Returns what it did, or why it could
+-- not: days are to be counted all the same, and there is time until the alert about it. Attaching a table keeps nobody
+-- waiting, whereas CREATE TABLE ... PARTITION OF would; PostgreSQL makes its indexes.
+CREATE OR REPLACE FUNCTION analytics_add_partitions() RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    way analytics_partitioning;
+    parent pg_catalog.pg_class;
+    zone text := analytics_zone(NULL, (now() AT TIME ZONE 'UTC')::date);
+    newest timestamptz;
+    next timestamptz;
+    first_day date;
+    name text;
+    made text[];
+BEGIN
+    SELECT * INTO way FROM analytics_partitioning;
+    SELECT * INTO parent FROM pg_catalog.pg_class AS stored WHERE stored.oid = 'analytics_event'::regclass;
+    IF way.every IS NULL OR parent.relkind <> 'p' THEN
+        RETURN NULL;
+    END IF;
+    SELECT max(stored.ends_at) INTO newest FROM analytics_event_partitions() AS stored WHERE NOT stored.is_default;
+    IF EXISTS (SELECT FROM analytics_event_partitions() AS stored WHERE stored.is_default) THEN
+        RETURN 'No partitions were made: analytics_event has a default partition, which would be read for each of them.';
+    END IF;
+    WHILE newest < now() + make_interval(days => way.ahead) LOOP
+        first_day := (newest AT TIME ZONE zone)::date;
+        next := analytics_midnight(
+            (date_trunc(way.every, first_day::timestamp) + ('1 ' || way.every)::interval)::date, zone
+        );
+        name := 'analytics_event_' || to_char(first_day, CASE way.every WHEN 'month' THEN 'YYYY_MM' ELSE 'YYYY_MM_DD' END);
+        IF to_regclass(format('%s.%I', parent.relnamespace::regnamespace, name)) IS NOT NULL THEN
+            name := name || to_char(newest AT TIME ZONE 'UTC', '_HH24MI');
+        END IF;
+        name := format('%s.%I', parent.relnamespace::regnamespace, name);
+        EXECUTE format(
+            'CREATE TABLE %s (LIKE analytics_event INCLUDING ALL EXCLUDING INDEXES)', name
+        );
+        EXECUTE format('ALTER TABLE %s OWNER TO %s', name, parent.relowner::regrole);
+        EXECUTE format(
+            'ALTER TABLE analytics_event ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)', name, newest, next
+        );
+        made := made || name;
+        newest := next;
+    END LOOP;
+    RETURN 'Made the partitions ' || array_to_string(made, ', ');
+EXCEPTION
+    WHEN OTHERS THEN
+        RETURN format('No partitions were made: %s (%s).', sqlerrm, sqlstate);
 END
 $$;
