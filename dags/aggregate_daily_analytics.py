@@ -65,7 +65,7 @@ def plan_days(due, params=None, dag_run=None):
 def aggregate_daily_analytics():
     find_due_days = PostgresOperator(
         task_id="find_due_days",
-        sql="aggregate_daily_analytics/find_due_days.sql",
+        sql=[f"aggregate_daily_analytics/{file}.sql" for file in ("add_partitions", "find_due_days")],
     )
     days = plan_days(find_due_days.output)
 

@@ -26,7 +26,7 @@ from airflow.sdk import Param, dag
 from web_analytics.aggregation import aggregate_day
 from web_analytics.job import JOB, check_database, cron
 from web_analytics.postgres import BatchOperator
-from web_analytics.retention import archive, delete_batch, report_result, seal, sql
+from web_analytics.retention import archive, delete_batch, drop_partition, report_result, seal, sql
 from web_analytics.settings import settings
 from web_analytics.watch import close_run
 
@@ -60,7 +60,9 @@ def archive_old_analytics():
     plan_session_batches = sql("plan_session_batches", "plan_batches", parameters={"kind": "session"})
     delete_session_batch = delete_batch("session", plan_session_batches)
     measure_storage = sql("measure_storage", parameters={"bytes_before": expired["bytes"]})
-    deleted = {"events": delete_event_batch.output, "sessions": delete_session_batch.output}
+    dropped = drop_partition(find_partitions := sql("find_partitions"))
+    deleting = {"partitions": dropped, "events": delete_event_batch, "sessions": delete_session_batch}
+    deleted = {name: task.output for name, task in deleting.items()}
     unarchived = [archive_events.output, archive_sessions.output]
     result = report_result(expired, seal_again.output, unarchived, list_sessions.output, deleted)
     # A backlog of years is shared out among runs that follow each other.
@@ -69,9 +71,9 @@ def archive_old_analytics():
     )
 
     check_database() >> find_expired_days >> seal_days >> aggregated >> seal_again
-    seal_again >> archive_events >> plan_event_batches >> delete_event_batch
-    delete_event_batch >> list_sessions >> archive_sessions >> plan_session_batches >> delete_session_batch
-    delete_session_batch >> measure_storage >> result
+    seal_again >> archive_events >> find_partitions
+    dropped >> plan_event_batches >> delete_event_batch >> list_sessions
+    list_sessions >> archive_sessions >> plan_session_batches >> delete_session_batch >> measure_storage >> result
     close_run(result, target=expired["cutoff"], deleted=list(deleted.values()), unsealed=seal_again.output)
 
 

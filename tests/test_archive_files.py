@@ -365,4 +365,8 @@ def test_a_dry_run_writes_no_file(database: Database, run: Retention, folder: Pa
     aggregate_due(database, run.connection)
     run.seal(dry_run=True)
     assert write() == []
+    # Nor of what an earlier run has left on the list.
+    run.seal()
+    task, context = prepare_archive("event")
+    assert task.execute(context | {"params": {"dry_run": True}}) == []
     assert not folder.exists()

@@ -34,10 +34,14 @@ EDGES: dict[str, dict[str, set[str]]] = {
         "find_expired_days": {"seal_days", "measure_storage", "report_result", "close_run"},
         "seal_days": {"aggregate_day", "seal_again"},
         "aggregate_day": {"seal_again"},
-        "seal_again": {"plan_event_batches", "report_result", "close_run"},
+        "seal_again": {"archive_events", "report_result", "close_run"},
+        "archive_events": {"find_partitions", "report_result"},
+        "find_partitions": {"drop_partition"},
+        "drop_partition": {"plan_event_batches", "report_result", "close_run"},
         "plan_event_batches": {"delete_event_batch"},
         "delete_event_batch": {"list_sessions", "report_result", "close_run"},
-        "list_sessions": {"plan_session_batches", "report_result"},
+        "list_sessions": {"archive_sessions", "report_result"},
+        "archive_sessions": {"plan_session_batches", "report_result"},
         "plan_session_batches": {"delete_session_batch"},
         "delete_session_batch": {"measure_storage", "report_result", "close_run"},
         "measure_storage": {"report_result"},
@@ -59,8 +63,16 @@ SHARED = {
     ("cleanup_analytics_sessions", "close_idle_sessions"): [
         f"cleanup_analytics_sessions/{name}.sql" for name in ("close_idle_sessions", "end_returned_sessions")
     ],
+    ("aggregate_daily_analytics", "find_due_days"): [
+        "aggregate_daily_analytics/add_partitions.sql",
+        "aggregate_daily_analytics/find_due_days.sql",
+    ],
     ("archive_old_analytics", "aggregate_day"): ["aggregate_daily_analytics/aggregate_day.sql"],
     ("archive_old_analytics", "seal_again"): ["archive_old_analytics/seal_days.sql"],
+    ("archive_old_analytics", "drop_partition"): [
+        "archive_old_analytics/begin_detach.sql",
+        "archive_old_analytics/drop_detached.sql",
+    ],
     ("archive_old_analytics", "plan_event_batches"): ["archive_old_analytics/plan_batches.sql"],
     ("archive_old_analytics", "plan_session_batches"): ["archive_old_analytics/plan_batches.sql"],
 }

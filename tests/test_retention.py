@@ -12,7 +12,7 @@ LISTED = [{"rows": 1000}, {"rows": 1}]
 
 def batches(events: list[int], sessions: list[int], left: tuple[int, int] = (0, 0)) -> dict[str, list[dict[str, int]]]:
     """Results of batches: the rows that each deleted, and what the last one left."""
-    return {
+    return {"partitions": [{"rows": 0, "left": 0}]} | {
         name: [*({"rows": rows, "left": 0} for rows in deleted), {"rows": 0, "left": not_gone}]
         for name, deleted, not_gone in zip(("events", "sessions"), (events, sessions), left, strict=True)
     }
@@ -27,12 +27,12 @@ def batches(events: list[int], sessions: list[int], left: tuple[int, int] = (0, 
             ["✅ Archived 45,234 old event(s) (kept daily aggregated stats)", "✅ Archived 1,001 old session(s)"],
         ),
         (
-            {"events": [], "sessions": []},
+            {"partitions": [], "events": [], "sessions": []},
             {"dry_run": False, "batch_size": 1000},
             ["✅ Archived 0 old event(s) (kept daily aggregated stats)", "✅ Archived 0 old session(s)"],
         ),
         (
-            {"events": [], "sessions": []},
+            {"partitions": [], "events": [], "sessions": []},
             {"dry_run": True, "batch_size": 1000},
             [
                 "Dry run: would delete 45,234 events in 46 batch(es)",

@@ -24,8 +24,10 @@ PRIVILEGES = {
     "analytics_jobs": [
         "analytics_alert INSERT SELECT UPDATE",
         "analytics_daily_stats INSERT SELECT UPDATE",
+        "analytics_detached_partition DELETE INSERT SELECT",
         "analytics_event DELETE SELECT",
         "analytics_job_run INSERT SELECT UPDATE",
+        "analytics_partitioning SELECT",
         "analytics_purge_batch DELETE INSERT SELECT UPDATE",
         "analytics_schema_version SELECT",
         "analytics_session DELETE SELECT",
@@ -39,8 +41,10 @@ PRIVILEGES = {
     "analytics_readers": [
         "analytics_alert SELECT",
         "analytics_daily_stats SELECT",
+        "analytics_detached_partition SELECT",
         "analytics_event SELECT",
         "analytics_job_run SELECT",
+        "analytics_partitioning SELECT",
         "analytics_purge_batch SELECT",
         "analytics_schema_version SELECT",
         "analytics_session SELECT",

@@ -405,8 +405,10 @@ class ArchiveOperator(PostgresOperator):
         self.kind = kind
 
     def work(self, context: Context) -> list[str]:
-        """Archive the rows."""
-        root = settings.archive_uri
+        """Archive the rows, but for a dry run."""
+        root, params = settings.archive_uri, context["params"]
+        if params and params["dry_run"]:
+            return []
         writer: Any = self._hook.get_conn()
         writer.autocommit = True
         writer.row_factory = psycopg.rows.tuple_row

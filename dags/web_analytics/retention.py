@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from airflow.sdk import task
+from airflow.sdk import Context, task
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowFailException
 
@@ -48,6 +48,35 @@ def delete_batch(table: str, plan: PostgresOperator) -> MappedOperator:
         session_settings={"statement_timeout": "1min"},
         map_index_template="{{ task.parameters['label'] }}",
         **GUEST,
+    ).expand(parameters=plan.output)
+
+
+class DropPartition(PostgresOperator):
+    """Drops a partition of analytics_event whose every event may go, by three statements, each in a transaction of its own:
+    what asks for that and remembers the partition, what detaches it, and what asks again and drops it or attaches it again.
+    The next try, or the next run, goes on where one was stopped.
+    """
+
+    def work(self, context: Context) -> list[Any]:
+        """Detach and drop the partition, or leave it to the batches."""
+        begin_detach, drop_detached = list(self.sql)
+        parameters = dict(self.parameters or {})
+        [begun] = self.run_statement(begin_detach, parameters, "begin_detach")
+        if begun["statement"]:
+            self.run_statement(begun["statement"], {}, "detach")
+        [dropped] = self.run_statement(drop_detached, parameters, "drop_detached")
+        return [dropped["result"]]
+
+
+def drop_partition(plan: PostgresOperator) -> MappedOperator:
+    """Return the task that drops partitions of analytics_event, mapped over those of `plan`."""
+    return DropPartition.partial(
+        task_id="drop_partition",
+        sql=[f"archive_old_analytics/{file}.sql" for file in ("begin_detach", "drop_detached")],
+        max_active_tis_per_dag=1,
+        # A partition can be detached when the transactions that began before have ended. Nobody waits behind that.
+        session_settings={"lock_timeout": "10min", "work_mem": "64MB"},
+        map_index_template="{{ task.parameters['label'] }}",
     ).expand(parameters=plan.output)
 
 
@@ -112,7 +141,7 @@ def result_lines(
 
     :param expired: the result of find_expired_days.sql.
     :param listed: the results of list_sessions.sql.
-    :param batches: the results of the batches of ``events`` and ``sessions``.
+    :param batches: the results of the batches of ``events`` and ``sessions``, and of dropped ``partitions`` of events.
     :param params: the run's Params ``dry_run`` and ``batch_size``.
     """
     if params["dry_run"]:
@@ -123,6 +152,6 @@ def result_lines(
         ]
     deleted = {name: sum(batch["rows"] for batch in results) for name, results in batches.items()}
     return [
-        f"✅ Archived {deleted['events']:,} old event(s) (kept daily aggregated stats)",
+        f"✅ Archived {deleted['events'] + deleted['partitions']:,} old event(s) (kept daily aggregated stats)",
         f"✅ Archived {deleted['sessions']:,} old session(s)",
     ]

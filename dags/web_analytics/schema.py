@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,26 @@ MISSING = """
         SELECT indexrelid::regclass::text FROM pg_catalog.pg_index INNER JOIN pg_catalog.pg_class ON oid = indexrelid
         WHERE indrelid = table_name::regclass AND relname = index_name AND NOT indisvalid
     ) FROM analytics_missing_indexes()
+"""
+# What is alike in the definitions of a partitioned table's index and of those of its partitions; their names are not.
+SHAPE = "regexp_replace(pg_get_indexdef({}), '^.*? USING ', ' USING ')"
+UNATTACHED = f"""
+    SELECT partition.oid::regclass::text, {SHAPE.format("parent.indexrelid")}, (
+        SELECT indexrelid::regclass::text FROM pg_catalog.pg_index
+        INNER JOIN pg_catalog.pg_class ON oid = indexrelid
+        WHERE indrelid = partition.oid AND NOT relispartition AND NOT indisunique AND indisvalid = %s
+        AND {SHAPE.format("indexrelid")} = {SHAPE.format("parent.indexrelid")}
+        ORDER BY indexrelid LIMIT 1
+    ), parent.indexrelid::regclass::text
+    FROM pg_catalog.pg_index AS parent
+    INNER JOIN pg_catalog.pg_class AS name ON name.oid = parent.indexrelid
+    INNER JOIN pg_catalog.pg_inherits ON inhparent = parent.indrelid
+    INNER JOIN pg_catalog.pg_class AS partition ON partition.oid = inhrelid
+    WHERE parent.indrelid = %s::regclass AND name.relname = %s AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_inherits AS attached INNER JOIN pg_catalog.pg_index ON indexrelid = attached.inhrelid
+        WHERE attached.inhparent = parent.indexrelid AND indrelid = partition.oid
+    )
+    ORDER BY partition.relname
 """
 
 
@@ -111,9 +132,58 @@ def install(dsn: str, search_path: str) -> None:
             connection.execute(f"DROP INDEX CONCURRENTLY {index}")
         for table, index, definition, invalid in connection.execute(MISSING).fetchall():
             print(f"building the index {index} on {table}")
+            if " ON ONLY " in definition:
+                _index_partitions(connection, table, index, definition, invalid)
+                continue
             if invalid:
                 connection.execute(f"DROP INDEX CONCURRENTLY {invalid}")
             connection.execute(definition)
+
+
+def _index_partitions(
+    connection: psycopg.Connection[Any], table: str, index: str, definition: str, invalid: str | None
+) -> None:
+    """Make the index of a partitioned table, or go on with what an installer that was stopped has made of it: each
+    partition's own concurrently, and then, in a moment each, part of it."""
+    if not invalid:
+        patiently(connection, definition)
+
+    def partitions(valid: bool) -> list[tuple[str, ...]]:
+        return connection.execute(UNATTACHED, [valid, table, index]).fetchall()
+
+    for *_, half_built, _ in partitions(valid=False):
+        if half_built:
+            connection.execute(f"DROP INDEX CONCURRENTLY {half_built}")
+    for partition, shape, found, _ in partitions(valid=True):
+        if not found:
+            connection.execute(f"CREATE INDEX CONCURRENTLY ON {partition}{shape}")
+    for _, _, found, parent in partitions(valid=True):
+        patiently(connection, f"ALTER INDEX {parent} ATTACH PARTITION {found}")
+
+
+def patiently(connection: psycopg.Connection[Any], what: str | sql.Composed | Callable[[], None]) -> None:
+    """Run a statement, or several, that need a lock for a moment, in a transaction, so that nobody waits behind them for
+    longer than half a second.
+
+    :raises psycopg.Error: there was no such moment for PATIENCE seconds, and nothing was done.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with connection.transaction():
+                connection.execute("SET LOCAL lock_timeout = '500ms'")
+                if callable(what):
+                    what()
+                else:
+                    connection.execute(what)
+            return
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+            if time.monotonic() > deadline:
+                raise _refusal(
+                    f"others have held locks on the application's tables for {PATIENCE} seconds: try again when long "
+                    "transactions have ended"
+                ) from None
+            time.sleep(0.5)
 
 
 def _bring_up_to_date(connection: psycopg.Connection[Any], schemas: list[str]) -> None:

@@ -14,6 +14,8 @@ WITH needed_table (table_name, is_ours, privileges) AS (
     ('analytics_website_policy', TRUE, 'SELECT'),
     ('analytics_purge_batch', TRUE, 'SELECT,INSERT,UPDATE,DELETE'),
     ('analytics_archive_file', TRUE, 'SELECT,INSERT,UPDATE,DELETE'),
+    ('analytics_detached_partition', TRUE, 'SELECT,INSERT,DELETE'),
+    ('analytics_partitioning', TRUE, 'SELECT'),
     ('analytics_job_run', TRUE, 'SELECT,INSERT,UPDATE'),
     ('analytics_alert', TRUE, 'SELECT,INSERT,UPDATE'),
     ('analytics_traffic_daily', TRUE, 'SELECT')
@@ -35,10 +37,24 @@ found_table AS MATERIALIZED (
         needed_table.*,
         found.oid AS table_oid,
         found.relkind,
+        partitioned.is_by_timestamp,
         found.relpersistence,
         found.relnamespace
     FROM needed_table
     INNER JOIN pg_catalog.pg_class AS found ON to_regclass(needed_table.table_name) = found.oid
+    LEFT JOIN LATERAL (
+        SELECT
+            stored.partstrat = 'r' AND stored.partnatts = 1 AND part_key.attname = 'timestamp'
+            AND needed_table.table_name = 'analytics_event'
+            AND NOT EXISTS (
+                SELECT FROM pg_catalog.pg_inherits AS child
+                INNER JOIN pg_catalog.pg_class AS part ON child.inhrelid = part.oid
+                WHERE child.inhparent = found.oid AND part.relkind <> 'r'
+            ) AS is_by_timestamp
+        FROM pg_catalog.pg_partitioned_table AS stored
+        LEFT JOIN pg_catalog.pg_attribute AS part_key ON stored.partrelid = part_key.attrelid AND stored.partattrs[0] = part_key.attnum
+        WHERE stored.partrelid = found.oid
+    ) AS partitioned ON TRUE
 ),
 
 -- A statement that names a missing table fails as a whole; ts_stat runs one that it is given as text, of type tsvector.
@@ -175,8 +191,11 @@ problem (problem) AS MATERIALIZED (
         LATERAL (
             VALUES
             (
-                right_table.relkind <> 'r' AND right_table.table_name <> 'analytics_traffic_daily',
-                '%%1$s is partitioned, foreign or a view, and the jobs know only how to work with an ordinary table.'
+                right_table.relkind <> 'r'
+                AND right_table.table_name <> 'analytics_traffic_daily'
+                AND right_table.is_by_timestamp IS NOT TRUE,
+                '%%1$s is partitioned, foreign or a view, and the jobs know only how to work with an ordinary table, '
+                || 'or an analytics_event with ordinary partitions by ranges of timestamp.'
             ),
             (
                 right_table.relkind = 'r' AND parent.children IS NOT NULL,
@@ -227,8 +246,17 @@ problem (problem) AS MATERIALIZED (
                     SELECT FROM pg_catalog.pg_index AS candidate
                     WHERE
                         candidate.indrelid = right_column.table_oid
-                        AND candidate.indnkeyatts = 1
                         AND candidate.indkey[0] = right_column.attnum
+                        AND (
+                            candidate.indnkeyatts = 1
+                            -- No other index of a partitioned table can be unique.
+                            OR candidate.indnkeyatts = 2 AND EXISTS (
+                                SELECT FROM pg_catalog.pg_partitioned_table AS partitioned
+                                WHERE
+                                    partitioned.partrelid = candidate.indrelid
+                                    AND candidate.indkey[1] = partitioned.partattrs[0]
+                            )
+                        )
                         AND candidate.indisunique
                         AND candidate.indisvalid
                         AND candidate.indpred IS NULL

@@ -5,6 +5,8 @@
 -- whatever its name, if it is valid and has these leading columns and this predicate; without a predicate, only where
 -- many rows have to be read anyway. No B-tree index has last_activity_at in its columns or its predicate: with one that
 -- had, no heartbeat could be a HOT update. A BRIN index allows it from PostgreSQL 16 on, and is made only there.
+-- That of a partitioned table is made without its partitions' own ones, which cannot be made concurrently with it, and
+-- is valid once all of them are attached.
 CREATE OR REPLACE FUNCTION analytics_missing_indexes()
 RETURNS TABLE (table_name text, index_name text, definition text)
 LANGUAGE sql STABLE AS $$
@@ -12,8 +14,10 @@ LANGUAGE sql STABLE AS $$
         needed.table_name::text,
         needed.index_name,
         format(
-            'CREATE INDEX CONCURRENTLY %I ON %s USING %s (%s)%s%s%s',
+            'CREATE INDEX %s%I ON %s%s USING %s (%s)%s%s%s',
+            CASE relation.relkind WHEN 'p' THEN '' ELSE 'CONCURRENTLY ' END,
             needed.index_name,
+            CASE relation.relkind WHEN 'p' THEN 'ONLY ' END,
             needed.table_name,
             needed.method,
             (
@@ -65,9 +69,9 @@ LANGUAGE sql STABLE AS $$
             'brin', ARRAY['last_activity_at'], NULL, 'ended_at < last_activity_at AND deleted_at IS NULL', FALSE
         )
     ) AS needed (table_name, index_name, method, columns, included, predicate, or_without)
+    INNER JOIN pg_catalog.pg_class AS relation ON needed.table_name = relation.oid
     WHERE
-        needed.table_name IS NOT NULL
-        AND (needed.method = 'btree' OR current_setting('server_version_num')::integer >= 160000)
+        (needed.method = 'btree' OR current_setting('server_version_num')::integer >= 160000)
         AND NOT EXISTS (
             SELECT FROM pg_catalog.pg_index AS candidate
             WHERE
