@@ -6,6 +6,7 @@ which is most of a short task's time. Airflow imports this file at start-up beca
 
 import importlib
 import sys
+from typing import Any
 
 MODULES = (
     "airflow.api.common.trigger_dag",
@@ -29,4 +30,5 @@ if "scheduler" in sys.argv:
         importlib.import_module(module)
     from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 
-    _ = ProvidersManagerTaskRuntime().asset_factories
+    manager: Any = ProvidersManagerTaskRuntime
+    _ = manager().asset_factories

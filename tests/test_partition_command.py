@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 import threading
 import time
 from datetime import UTC, datetime
@@ -109,8 +110,10 @@ def test_a_table_becomes_the_first_partition_while_the_application_writes(databa
         ("CREATE UNIQUE INDEX ON analytics_event (event_id)", "The unique index analytics_event_event_id_idx1"),
         ("CREATE PUBLICATION everything FOR TABLE analytics_event", "The publication of analytics_event"),
         (
-            "CREATE TRIGGER note BEFORE UPDATE ON analytics_event FOR EACH ROW "
-            "EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+            (
+                "CREATE TRIGGER note BEFORE UPDATE ON analytics_event FOR EACH ROW "
+                "EXECUTE FUNCTION suppress_redundant_updates_trigger()"
+            ),
             "The trigger note: drop it first",
         ),
     ],
@@ -125,7 +128,7 @@ def test_what_cannot_be_kept_is_named_and_nothing_is_done(database: Database, ch
 
 def test_an_event_of_the_far_future_stops_it_and_no_event_is_refused_then(database: Database) -> None:
     database.event("2999-01-01T00:00Z")
-    command = [sys.executable, ROOT / "dags/web_analytics/partition.py", database.dsn]
+    command: list[str | Path] = [sys.executable, ROOT / "dags/web_analytics/partition.py", database.dsn]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert (

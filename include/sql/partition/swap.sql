@@ -1,5 +1,5 @@
--- The statements that make analytics_event the first partition of a new table of its name, in their order. The caller has
--- locked it, and runs them in one transaction. None of them reads the events: constraint check_name says what the
+-- The statements that make analytics_event the first partition of a new table of its name, in their order. The caller
+-- has locked it, and runs them in one transaction. None of them reads the events: constraint check_name says what the
 -- partition's range asks for, and the partition has all indexes already.
 -- Params: bound (timestamptz), name (of the partition), key (the unique index on id and timestamp), check_name.
 -- Result: statement (text).
