@@ -19,7 +19,7 @@ from conftest import run_file
 from retention_steps import POLICY, Retention
 
 RATE = 600  # statements per second, one half inserts of events, one half heartbeats
-SECONDS = 3
+SECONDS = 2
 CONNECTIONS = 6
 DAYS_KEPT = 10
 IDLE, ACTIVE = 60_000, 5000
