@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import embedded
+from benchmarks.airflow import airflow
 from benchmarks.backlog import backlog
 from benchmarks.bench import ROUNDS, SERVER_OPTIONS, Bench
 from benchmarks.days import aggregate, due
@@ -21,7 +22,8 @@ from benchmarks.sessions import sessions
 from benchmarks.sketch import sketch
 
 BENCHMARKS: dict[str, Callable[[Bench], None]] = {
-    function.__name__: function for function in (due, aggregate, retention, backlog, sessions, ingest, sketch, memory)
+    function.__name__: function
+    for function in (due, aggregate, retention, backlog, sessions, ingest, sketch, memory, airflow)
 }
 
 
