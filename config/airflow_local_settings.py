@@ -25,7 +25,7 @@ MODULES = (
     "pydantic_settings",
 )
 
-if "scheduler" in sys.argv:
+if {"scheduler", "dag-processor"} & set(sys.argv):
     for module in MODULES:
         importlib.import_module(module)
     from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime

@@ -2,10 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 import threading
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg

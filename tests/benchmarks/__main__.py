@@ -16,6 +16,7 @@ from pathlib import Path
 
 import embedded
 from benchmarks import report
+from benchmarks.airflow import airflow
 from benchmarks.backlog import backlog
 from benchmarks.bench import SCALES, SERVER_OPTIONS, Bench
 from benchmarks.days import aggregate, catch_up, due
@@ -31,7 +32,7 @@ BENCHMARKS: dict[str, Callable[[Bench], None]] = {
     function.__name__: function
     for function in (
         *(aggregate, catch_up, due, retention, backlog, sessions, cleanup, ingest),
-        *(history, storage, sketch, memory, statements),
+        *(history, storage, sketch, memory, statements, airflow),
     )
 }
 
