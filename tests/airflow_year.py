@@ -56,8 +56,8 @@ def add_year(connection: Connection, until: datetime, wanted: Mapping[str, tuple
 def _copy(connection: Connection, table: str) -> sql.Composed:
     query = "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
     with connection.cursor(row_factory=tuple_row) as cursor:
-        columns = dict(cursor.execute(query + " AND NOT attisdropped", [table]).fetchall())
-    values = {name: sql.SQL("seed.{}").format(sql.Identifier(name)) for name in columns}
+        columns: dict[str, str] = dict(cursor.execute(query + " AND NOT attisdropped", [table]).fetchall())
+    values: dict[str, Any] = {name: sql.SQL("seed.{}").format(sql.Identifier(name)) for name in columns}
     for name, kind in columns.items():
         if kind == "timestamp with time zone":
             values[name] += sql.SQL(" + year_run.shift")
@@ -77,7 +77,7 @@ def _copy(connection: Connection, table: str) -> sql.Composed:
         " ON (seed.dag_id, seed.run_id) = (year_run.dag_id, year_run.seed_run_id) WHERE {} ORDER BY year_run.at"
     ).format(
         sql.Identifier(table),
-        sql.SQL(", ").join(map(sql.Identifier, columns)),
+        sql.SQL(", ").join([sql.Identifier(name) for name in columns]),
         sql.SQL(", ").join(values.values()),
         sql.Identifier(table),
         sql.SQL(f"year_run.number <= {RENDERED}" if table.startswith("rendered") else "true"),

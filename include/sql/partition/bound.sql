@@ -8,11 +8,12 @@ SELECT
     'analytics_event_before_' || to_char(first.day, 'YYYY_MM_DD') AS name
 FROM pg_catalog.pg_class AS relation
 CROSS JOIN analytics_zone(NULL, (now() AT TIME ZONE 'UTC')::date) AS zone (name)
-CROSS JOIN LATERAL (
-    SELECT
-        (
-            date_trunc(%(every)s::text, (now() AT TIME ZONE zone.name) + interval '7 days')
-            + ('1 ' || %(every)s::text)::interval
-        )::date AS day
-) AS first
+CROSS JOIN
+    LATERAL ( -- noqa: ST05
+        SELECT
+            (
+                date_trunc(%(every)s::text, (now() AT TIME ZONE zone.name) + interval '7 days')
+                + ('1 ' || %(every)s::text)::interval
+            )::date AS day
+    ) AS first
 WHERE relation.oid = 'analytics_event'::regclass;
