@@ -60,7 +60,9 @@ def test_one_that_arrives_after_the_list_keeps_it_as_well(
     run.list_sessions()
     event = database.event(OLD, session_id="this", deleted_at=deleted_at)
     assert (run.delete(run.plan("session"), "session"), run.left) == ([1], 0)
-    assert run.log.endswith("; 1 stay or are gone: back, with events, held, or deleted by others")
+    assert run.log.endswith(
+        "; 1 stay or are gone: back, with events, held, not as in the archive, or deleted by others"
+    )
     assert (ids(database, "session"), listed(database)) == ({"this"}, {})
     # It goes with its last event.
     database.connection.execute("DELETE FROM analytics_event WHERE id = %s", [event])

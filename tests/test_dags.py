@@ -10,6 +10,7 @@ import pytest
 
 from conftest import ROOT, SQL, Database
 from dag_runs import Run, dags, run_dag
+from web_analytics.archive import ArchiveOperator
 from web_analytics.job import JOB
 from web_analytics.settings import settings
 from web_analytics.watch import STATEMENTS
@@ -104,7 +105,8 @@ def test_house_rules(dag_id: str) -> None:
         assert task.is_teardown == (task.task_id == "close_run")
         assert [callback.__name__ for callback in task.on_failure_callback] == ["leave_problem"]
         sql = task.partial_kwargs.get("sql") if task.is_mapped else getattr(task, "sql", None)
-        if sql:
+        # Its statements name the columns of the application's table, whichever it has.
+        if sql and not isinstance(task, ArchiveOperator):
             names = SHARED.get((dag_id, task.task_id), [f"{dag_id}/{task.task_id}.sql"])
             # Airflow has read the files of an ordinary task by now; those of a mapped one are read when it runs.
             assert ([sql] if isinstance(sql, str) else sql) in ([(SQL / name).read_text() for name in names], names)

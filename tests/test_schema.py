@@ -23,6 +23,7 @@ SEARCH_PATH = "analytics,public"
 PRIVILEGES = {
     "analytics_jobs": [
         "analytics_alert INSERT SELECT UPDATE",
+        "analytics_archive_file DELETE INSERT SELECT UPDATE",
         "analytics_daily_stats INSERT SELECT UPDATE",
         "analytics_detached_partition DELETE INSERT SELECT",
         "analytics_event DELETE SELECT",
@@ -40,6 +41,7 @@ PRIVILEGES = {
     ],
     "analytics_readers": [
         "analytics_alert SELECT",
+        "analytics_archive_file SELECT",
         "analytics_daily_stats SELECT",
         "analytics_detached_partition SELECT",
         "analytics_event SELECT",

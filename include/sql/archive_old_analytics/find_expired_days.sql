@@ -249,7 +249,9 @@ let_go AS (
     UPDATE analytics_job_run AS run
     SET
         expired_rows = expired_total.rows,
-        policies = (SELECT jsonb_agg(to_jsonb(policy)) FROM policy)
+        policies = (
+            SELECT jsonb_agg(to_jsonb(policy) ORDER BY convert_to(policy.website_id, 'UTF8') NULLS FIRST) FROM policy
+        )
     FROM expired_total
     WHERE
         run.job = %(job)s
