@@ -12,7 +12,14 @@ log = logging.getLogger(__name__)
 CLOSE_RUN = "close_run"
 """The task that ends every run, whatever became of the others."""
 
-MAY_BE_SKIPPED = {"aggregate_day", "seal_again", "delete_event_batch", "delete_session_batch", "continue_backlog"}
+MAY_BE_SKIPPED = {
+    "aggregate_day",
+    "seal_again",
+    "delete_event_batch",
+    "drop_partition",
+    "delete_session_batch",
+    "continue_backlog",
+}
 """Tasks without work where a list of days or batches is empty. All others are skipped by people, or a time limit."""
 
 
