@@ -60,7 +60,7 @@ SKETCHES = "SELECT analytics_sketch_visitors(bit_or(visitor_sketch)) FROM analyt
 
 
 def sketch(bench: Bench) -> None:
-    """The error of analytics_sketch_visitors, 20 draws each of 100, 10,000 and 1,000,000 visitors by random 64-bit
+    """The error of analytics_sketch_visitors, 10 draws each of 100, 10,000 and 1,000,000 visitors by random 64-bit
     hashes, as SHA-256 gives, but faster, on two days of 1, 30 and 365; and reading the visitors of a year with
     analytics_unique_visitors after the raw rows are gone, while there are those of today, beside count(DISTINCT) over
     the raw rows."""
