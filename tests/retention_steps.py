@@ -22,6 +22,7 @@ POLICY: dict[str, Any] = {
     "batch_size": 1000,
     "dry_run": False,
     "confirm": True,
+    "has_archive": False,
     "job": "archive_old_analytics",
     "run_id": "test",
 }

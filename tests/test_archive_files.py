@@ -2,24 +2,54 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import duckdb
 import psycopg
+import pyarrow
+import pyarrow.parquet
 import pytest
 from airflow.sdk.exceptions import AirflowException
 
 from aggregation_steps import aggregate_due
-from conftest import Database
+from conftest import BACKGROUND, Database
 from dag_runs import run_dag
 from retention_steps import CUTOFF, DAY, HOUR, Retention, ids, listed, policy
 from web_analytics import archive, restore, session
 from web_analytics.settings import settings
 
-HARD = ["", "'quoted' \"twice\"", "line\nfeed\r\n,comma;", "naïve 🦊", "\\N", "NULL", "\\x41\ttab"]
+HARD = ["\\.\n\\.", "\\.", "", "'quoted' \"twice\"", "line\nfeed\r\n,comma;", "naïve 🦊", "\\N", "NULL", "\\x41\ttab"]
+
+
+def rewrite(change: Callable[[Any], Any]) -> Callable[[Path], Any]:
+    """A damage that leaves a Parquet file with other rows."""
+
+    def damage(file: Path) -> None:
+        # Not what the folders are called: that looks like columns.
+        pyarrow.parquet.write_table(change(pyarrow.parquet.read_table(file, partitioning=None)), file)
+
+    return damage
+
+
+def other_path(rows: Any) -> Any:
+    """Rows that have another path."""
+    index = rows.schema.get_field_index("pathname")
+    return rows.set_column(index, rows.schema.field(index), [["/other"] * rows.num_rows])
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "it is gone": Path.unlink,
+    "it is empty": lambda file: file.write_bytes(b""),
+    "its end is missing": lambda file: file.write_bytes(file.read_bytes()[:-20]),
+    "it has other bytes": lambda file: file.write_bytes(file.read_bytes()[:4] + b"x" * 200 + file.read_bytes()[204:]),
+    "it has another value": rewrite(other_path),
+    "it has a row less": rewrite(lambda rows: rows.slice(1)),
+    "it has a row twice": rewrite(lambda rows: pyarrow.concat_tables([rows, rows])),
+    "it lacks a column": rewrite(lambda rows: rows.drop_columns(["country"])),
+}
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -251,50 +281,55 @@ class TestBrokenFiles:
         run.aggregate(run.seal())
         run.seal()
 
+    @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
     def test_a_file_that_is_not_right_keeps_its_day_and_no_other(
-        self, database: Database, run: Retention, monkeypatch: pytest.MonkeyPatch
+        self, database: Database, run: Retention, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], Any]
     ) -> None:
-        whole = archive.read_back
+        verify = archive.Archive.verify
 
-        def damaged(connection: Any, table: Any, uri: str) -> tuple[int, int]:
-            path = Path(uri.removeprefix("file://"))
-            if "bad" in uri:
-                path.write_bytes(path.read_bytes()[:-20] + b"x" * 20)
-            return whole(connection, table, uri)
+        def damaged(self: archive.Archive, file: archive.File) -> bool:
+            if file.website_id == "bad":
+                damage(Path(file.uri.removeprefix("file://")))
+            return verify(self, file)
 
-        monkeypatch.setattr(archive, "read_back", damaged)
-        with pytest.raises(AirflowException, match=r"1 file.* such as bad 2024-02-29 "):
-            write(last_try=False)
-        [problem] = write()
+        with monkeypatch.context() as patch:
+            patch.setattr(archive.Archive, "verify", damaged)
+            with pytest.raises(AirflowException, match=r"1 file.* such as bad 2024-02-29 "):
+                write(last_try=False)
+            [problem] = write()
         assert problem.startswith("bad 2024-02-29 (file://")
         assert run.delete(run.plan()) == [1]
         assert ids(database) == {"bad"}
-        monkeypatch.setattr(archive, "read_back", whole)
         assert write() == []
         assert run.delete(run.plan()) == [1]
 
-    def test_a_file_with_another_value_is_found(
-        self, database: Database, run: Retention, monkeypatch: pytest.MonkeyPatch
+    def test_restore_refuses_a_file_that_was_changed_since(
+        self, database: Database, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        append = archive.Archive.append
-
-        def other(file: Any, rows: Any, schema: Any) -> None:
-            append(file, rows, schema)
-            file.content_hash ^= file.website_id == "bad"
-
-        monkeypatch.setattr(archive.Archive, "append", staticmethod(other))
-        [problem] = write()
-        assert "it was read back with 1 row(s) of 1, or with other values" in problem
-        assert run.delete(run.plan()) == [1]
-        assert ids(database) == {"bad"}
+        write()
+        [file] = (folder / "event" / "website=bad").rglob("*.parquet")
+        content = file.read_bytes()
+        for damage in DAMAGES.values():
+            file.write_bytes(content)
+            damage(file)
+            assert brought_back(database, website="bad") == 1
+            assert f"Nothing was restored: file 1 of 2024-02-29, file://{file}, " in capsys.readouterr().err
+            assert database.value("SELECT to_regclass('back') IS NULL")
+        file.write_bytes(content)
+        assert brought_back(database, website="bad") == 0
 
     def test_a_store_that_cannot_be_written_keeps_everything(
         self, database: Database, run: Retention, folder: Path
     ) -> None:
         folder.write_text("a file where the folder should be")
-        assert len(write()) == 2
-        assert run.delete(run.plan()) == [0]
+        for _ in range(2):
+            assert len(write()) == 2
+            assert run.delete(run.plan()) == [0]
         assert ids(database) == {"good", "bad"}
+        folder.unlink()
+        assert write() == []
+        assert run.delete(run.plan()) == [2]
+        assert database.value("SELECT count(*) FROM analytics_archive_file WHERE verified_at IS NULL") == 0
 
     def test_what_a_killed_task_left_behind_is_removed(
         self, database: Database, run: Retention, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -312,23 +347,138 @@ class TestBrokenFiles:
         assert len(list(folder.rglob("*.parquet"))) == 2
         assert run.delete(run.plan()) == [2]
 
-    def test_restore_says_what_is_wrong_and_changes_nothing(
-        self, database: Database, run: Retention, folder: Path, capsys: pytest.CaptureFixture[str]
+    def test_restore_says_what_is_wrong(self, database: Database, capsys: pytest.CaptureFixture[str]) -> None:
+        write()
+        database.connection.execute("CREATE TABLE of_mine (id text, mine text NOT NULL)")
+        for options, reason in (
+            ({"website": "none"}, "the archive has no events of website none in these days"),
+            ({"into": "analytics_event"}, "is the application's own table, where the jobs would"),
+            ({"into": "public.analytics_session"}, "is the application's own table, where the jobs would"),
+            ({"into": "of_mine"}, 'column "website_id" of relation "of_mine" does not exist'),
+            ({"into": "nowhere.back"}, 'schema "nowhere" does not exist'),
+        ):
+            assert brought_back(database, **{"website": "good", "into": "back"} | options) == 1
+            assert reason in capsys.readouterr().err
+        assert database.value("SELECT to_regclass('back') IS NULL")
+
+    def test_a_partition_of_the_application_is_its_own_table(
+        self, database: Database, capsys: pytest.CaptureFixture[str]
     ) -> None:
         write()
-        [file] = (folder / "event" / "website=bad").rglob("*.parquet")
-        content = file.read_bytes()
-        file.write_bytes(content[:50])
-        for options, reason in (
-            ({"website": "bad"}, f"of 2024-02-29, file://{file}, cannot be read: "),
-            ({"website": "none"}, "the archive has no events of website none"),
-            ({"website": "good", "into": "analytics_event"}, "is the application's own table, where the jobs would"),
-        ):
-            assert brought_back(database, **options) == 1
-            assert reason in capsys.readouterr().err
-            assert database.value("SELECT to_regclass('back') IS NULL")
-        file.unlink()
-        assert brought_back(database, website="bad") == 1
+        database.connection.execute(
+            "ALTER TABLE analytics_event RENAME TO old_event;"
+            "CREATE TABLE analytics_event (LIKE old_event) PARTITION BY RANGE (timestamp);"
+            "CREATE TABLE event_part PARTITION OF analytics_event FOR VALUES FROM ('2024-01-01') TO ('2025-01-01')"
+        )
+        assert brought_back(database, website="good", into="event_part") == 1
+        assert "event_part is the application's own table" in capsys.readouterr().err
+        assert texts(database) == []
+
+
+def test_columns_that_the_table_got_or_lost_since_then(database: Database, run: Retention, folder: Path) -> None:
+    database.connection.execute(
+        "ALTER TABLE analytics_event ADD COLUMN score numeric(6, 2), ADD COLUMN code character(4)"
+    )
+    database.event(CUTOFF - DAY, id="before", score="1.50", code="ab")
+    run.aggregate(run.seal())
+    run.seal()
+    assert write() == []
+    run.delete(run.plan())
+    database.connection.execute(
+        "ALTER TABLE analytics_event DROP COLUMN score, DROP COLUMN os, ADD COLUMN plan text NOT NULL DEFAULT 'free'"
+    )
+    database.event(CUTOFF - DAY, id="after", plan="paid")
+    run.seal()
+    assert write() == []
+    assert run.delete(run.plan()) == [1]
+    assert brought_back(database) == 0
+    query = "SELECT id, score::text, octet_length(code) AS length, os, plan FROM back ORDER BY id"
+    assert [tuple(row.values()) for row in database.query(query)] == [
+        ("after", None, None, None, "paid"),
+        ("before", "1.50", 4, None, "free"),
+    ]
+
+
+def test_what_a_file_says_of_types_is_not_believed(
+    database: Database, run: Retention, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database.event(CUTOFF - DAY)
+    run.aggregate(run.seal())
+    run.seal()
+    write()
+    [file] = folder.rglob("*.parquet")
+    whole = pyarrow.parquet.read_table(file, partitioning=None)
+    for type_name in ("text); DROP TABLE analytics_website_policy; --", "text --", "text /* */", "no_such_type", ""):
+        column = pyarrow.field("country", pyarrow.string(), metadata={archive.TYPE: type_name.encode()})
+        schema = whole.schema.set(whole.schema.get_field_index("country"), column)
+        pyarrow.parquet.write_table(whole.cast(schema), file)
+        assert brought_back(database) == 1
+        assert "cannot be read: " in capsys.readouterr().err
+    assert database.value("SELECT to_regclass('analytics_website_policy') IS NOT NULL")
+
+
+def test_rows_that_are_larger_than_a_block(
+    database: Database, run: Retention, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "BLOCKS", (1 << 16, 1 << 18, 1 << 22))
+    for number in range(30):
+        document = psycopg.types.json.Jsonb({"text": uuid.uuid4().hex * (60_000 if number == 17 else 100)})
+        database.event(CUTOFF - DAY + number * HOUR / 2, metadata=document)
+    before = texts(database)
+    run.aggregate(run.seal())
+    run.seal()
+    assert write() == []
+    assert run.delete(run.plan()) == [30]
+    assert brought_back(database) == 0
+    assert texts(database, "back") == before
+    assert len(list(folder.rglob("*.parquet"))) == 1
+
+
+def test_times_before_every_calendar_and_websites_of_any_length(
+    database: Database, run: Retention, folder: Path
+) -> None:
+    long = "".join(chr(0x4E00 + number * 7919 % 20000) for number in range(5000))
+    moved = "UPDATE analytics_session SET last_activity_at = %s WHERE id = %s"
+    for number, moment in enumerate(("4714-11-24 00:00 BC", "4713-01-01 BC", "0001-01-01 BC", "-infinity")):
+        database.session(CUTOFF, CUTOFF, id=str(number), website_id=long, deleted_at=CUTOFF)
+        database.connection.execute(moved, [moment, str(number)])
+    before = texts(database, "analytics_session")
+    run.list_sessions()
+    assert write("session") == []
+    assert run.delete(run.plan("session"), "session") == [4]
+    assert brought_back(database, "--kind", "session", website=long) == 0
+    assert texts(database, "back") == before
+
+
+def test_what_is_listed_while_there_is_an_archive_waits_for_its_file(
+    database: Database, run: Retention, folder: Path
+) -> None:
+    # As by another run, between the files and the deletion of this one.
+    database.event(CUTOFF - DAY)
+    database.session(CUTOFF - DAY, CUTOFF - DAY)
+    run.aggregate(run.seal())
+    run.seal(has_archive=True)
+    assert run.delete(run.plan()) == [0]
+    assert len(ids(database)) == 1
+    assert write() == []
+    assert run.delete(run.plan()) == [1]
+    assert run.list_sessions(has_archive=True) == 1
+    assert run.delete(run.plan("session"), "session") == [0]
+    assert run.list_sessions(has_archive=True) == 1
+    assert write("session") == []
+    assert run.delete(run.plan("session"), "session") == [1]
+
+
+def test_two_at_the_same_moment_write_each_row_once(database: Database, run: Retention, folder: Path) -> None:
+    for number in range(20):
+        database.event(CUTOFF - number * DAY - HOUR, id=f"event {number}")
+    run.aggregate(run.seal())
+    run.seal(batch_size=3)
+    both = [BACKGROUND.submit(write) for _ in range(2)]
+    assert [each.result() for each in both] == [[], []]
+    assert database.value("SELECT sum(rows)::int FROM analytics_archive_file WHERE verified_at IS NOT NULL") == 20
+    assert len(list(folder.rglob("*.parquet"))) == database.value("SELECT count(*) FROM analytics_archive_file") == 20
+    assert sum(run.delete(run.plan())) == 20
 
 
 @pytest.mark.usefixtures("airflow_metadata")

@@ -213,7 +213,7 @@ def test_a_step_reads_100000_sessions(database: Database, run: Retention) -> Non
     after, found = None, []
     while True:
         rows = database.run("archive_old_analytics/list_sessions.sql", run.connection, after=after, retention_days=90,
-            batch_size=1000, dry_run=False)[0]  # fmt: skip
+            batch_size=1000, dry_run=False, has_archive=False)[0]  # fmt: skip
         found.append((rows["result"]["rows"], rows["again"]))
         if rows["again"] is None:
             break

@@ -257,6 +257,7 @@ class History(Application):
             "retention_days": retention_days,
             "batch_size": BATCH_SIZE,
             "dry_run": False,
+            "has_archive": False,
             "confirm": True,
         }
         found = self.sql(RETENTION, "find_expired_days", parameters)["result"]
@@ -272,7 +273,7 @@ class History(Application):
 
     @staticmethod
     def step(first_day: date, last_day: date, retention_days: int, dry_run: bool = False) -> dict[str, Any]:
-        days = {"first_day": str(first_day), "last_day": str(last_day), "dry_run": dry_run}
+        days = {"first_day": str(first_day), "last_day": str(last_day), "dry_run": dry_run, "has_archive": False}
         return days | {"retention_days": retention_days, "batch_size": BATCH_SIZE} | RUN
 
     def seal(self, first_day: date, last_day: date, retention_days: int, dry_run: bool = False) -> Any:
@@ -310,7 +311,12 @@ class History(Application):
         batches = [] if dry_run else self.model.list_sessions(retention_days, BATCH_SIZE)
         again: Any = {"after": None}
         while again:
-            parameters = {"retention_days": retention_days, "batch_size": BATCH_SIZE, "dry_run": dry_run}
+            parameters = {
+                "retention_days": retention_days,
+                "batch_size": BATCH_SIZE,
+                "dry_run": dry_run,
+                "has_archive": False,
+            }
             again = self.sql(RETENTION, "list_sessions", parameters | again)["again"]
         self.check(batches)
 

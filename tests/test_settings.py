@@ -56,7 +56,9 @@ def test_environment_wins_and_an_empty_variable_counts_as_unset(monkeypatch: pyt
         ("ANALYTICS_CLEANUP_SCHEDULE", "@daily", "of five fields"),
         ("ANALYTICS_ARCHIVE_URI", "ftp://host/folder", "is not the address of a folder such as s3://"),
         ("ANALYTICS_ARCHIVE_URI", "s3://", "is not the address of a folder such as s3://"),
-        ("ANALYTICS_ARCHIVE_URI", "s3://key:secret@bucket", "has a password or a port in it"),
+        ("ANALYTICS_ARCHIVE_URI", "file://archive/folder", "is not the address of a folder"),
+        ("ANALYTICS_ARCHIVE_URI", "s3:///folder", "is not the address of a folder"),
+        ("ANALYTICS_ARCHIVE_URI", "s3://bucket:9000/folder", "has a password or a port in it"),
         ("ANALYTICS_ALERT_EMAIL", "nobody", "is not a mail address"),
         ("ANALYTICS_ALERT_BEHIND_HOURS", "0", "greater than or equal to 1"),
         ("ANALYTICS_ALERT_DATABASE_GB", "0", "greater than 0"),
@@ -71,6 +73,12 @@ def test_a_bad_value_is_one_sentence_naming_the_variable(
         load()
     assert str(raised.value).startswith(f"{name} is {value!r}: ")
     assert "\n" not in str(raised.value)
+
+
+def test_a_password_in_an_address_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANALYTICS_ARCHIVE_URI", "s3://key:secret@bucket")
+    with pytest.raises(ValueError, match="is 's3://…@bucket': has a password or a port in it"):
+        load()
 
 
 def test_a_misspelt_variable_is_refused_and_a_stranger_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

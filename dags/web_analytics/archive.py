@@ -6,6 +6,7 @@ Only a row that the database still has with just that hash is deleted.
 
 import hashlib
 import io
+import logging
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,23 +20,27 @@ from psycopg import sql
 from web_analytics.postgres import PostgresOperator
 from web_analytics.settings import settings
 
+log = logging.getLogger(__name__)
+
 STEP = 100_000
 """Rows that are read in one transaction, unless one batch has more."""
-BLOCK = 16 * 1024 * 1024
-"""Bytes of text that are held in memory at a time: no row may have more."""
+BLOCKS = (1 << 24, 1 << 28, (1 << 31) - 1)
+"""Bytes of text that are held in memory at a time: the first, or the next where a row has more."""
 MOMENT = "timestamp with time zone"
+TYPE = b"postgresql_type"
+"""The key under which a column of a file says which type the table's had."""
 TYPES = {MOMENT: "int64", "bigint": "int64", "integer": "int64", "smallint": "int64", "boolean": "bool"}
 """Types of columns that a file has as they are, a moment as microseconds since 1970; others are text."""
 
 MARK = """
-UPDATE analytics_purge_batch SET archived = {hashes}
+UPDATE analytics_purge_batch SET archived = CASE WHEN %(is_on)s THEN '{}'::bigint[] END
 WHERE kind = %(kind)s AND (archived IS NOT NULL) <> %(is_on)s
 """
 STEPS = """
 SELECT array_agg(number ORDER BY number) AS numbers
 FROM (
     SELECT number, sum(rows) OVER (ORDER BY number) - rows AS rows_before FROM analytics_purge_batch
-    WHERE kind = %(kind)s AND array_position(archived, NULL) IS NOT NULL
+    WHERE kind = %(kind)s AND (cardinality(archived) < rows OR array_position(archived, NULL) IS NOT NULL)
 ) AS batch
 GROUP BY rows_before / %(step)s ORDER BY min(number)
 """
@@ -44,7 +49,8 @@ SELECT listed.id FROM analytics_purge_batch
 CROSS JOIN LATERAL unnest(ids || deleted_ids, archived) AS listed (id, hash)
 WHERE number = ANY({numbers}) AND listed.hash IS NULL
 """
-# The day is that of the stats, or else that in UTC: a session, or an event that was never counted, may be on no day.
+# The day is that of the stats, or else that in UTC: a session, or an event that was never counted, may be on no day. There
+# is none before the first day of all, and stats are of no day before the year 1.
 ROWS = """
 COPY (
     SELECT {columns}, analytics_row_hash((source.*)::text), source.website_id, day.date
@@ -55,7 +61,8 @@ COPY (
             (
                 SELECT stats.date FROM analytics_daily_stats AS stats
                 WHERE stats.website_id = source.website_id
-                    AND stats.date BETWEEN (source.{time})::date - 1 AND (source.{time})::date + 1
+                    AND stats.date BETWEEN greatest(source.{time}, '0001-01-02')::date - 1
+                    AND (source.{time})::date + 1
                     AND stats.starts_at <= source.{time} AND stats.ends_at > source.{time}
                 LIMIT 1
             ),
@@ -65,14 +72,12 @@ COPY (
     ORDER BY source.website_id COLLATE "C", day.date, source.{time}, source.id COLLATE "C"
 ) TO STDOUT (FORMAT csv)
 """
-CHECK = """
-SELECT count(*) AS rows, coalesce(bit_xor(analytics_row_hash(restored.row::text)), 0) AS content_hash
-FROM (SELECT ROW({values})::{table} AS row FROM read_back) AS restored
-"""
-VERIFIED = """
-INSERT INTO verified
-SELECT (restored.row).id, analytics_row_hash(restored.row::text)
-FROM (SELECT ROW({values})::{table} AS row FROM read_back) AS restored
+# With the types of the file's columns, so that it does not matter which columns the table has got or lost since then.
+VERIFY = """
+WITH restored AS (
+    INSERT INTO verified SELECT id, analytics_row_hash(ROW({values})::text) FROM read_back RETURNING hash
+)
+SELECT count(*) AS rows, coalesce(bit_xor(hash), 0) AS content_hash FROM restored
 """
 FINISH = """
 UPDATE analytics_purge_batch AS batch
@@ -126,15 +131,16 @@ class Table:
             for name, kind in self.columns
         )
 
-    def read_back(self) -> sql.Composed:
-        """The statement that makes the temporary table into which a file is read."""
+    def make_temporary(self, connection: psycopg.Connection[Any]) -> None:
+        """Make the temporary tables for what is read back: `read_back` has a file's rows, `verified` their hashes."""
         columns = sql.SQL(", ").join(
             sql.SQL("{} " + {"int64": "bigint", "bool": "boolean"}.get(TYPES.get(kind, ""), "text")).format(
                 sql.Identifier(name)
             )
             for name, kind in self.columns
         )
-        return sql.SQL("CREATE TEMPORARY TABLE read_back ({}) ON COMMIT PRESERVE ROWS").format(columns)
+        connection.execute(sql.SQL("CREATE TEMPORARY TABLE read_back ({})").format(columns))
+        connection.execute("CREATE TEMPORARY TABLE verified (id text, hash bigint)")
 
 
 def describe(connection: Any, kind: str) -> Table:
@@ -160,17 +166,11 @@ def address(root: str, kind: str, website_id: str, date: str, number: int) -> st
     return f"{root}/{kind}/website={folder}/date={date}/{number}.parquet"
 
 
-def opened(uri: str, mode: str) -> Any:
-    """Return an open file of the store."""
-    path: Any = ObjectStoragePath(uri)
-    return path.open(mode)
-
-
 class Pipe(io.RawIOBase):
     """The rows of a COPY as a file to read."""
 
     def __init__(self, copy: psycopg.Copy) -> None:
-        self.copy, self.rest = copy, b""
+        self.copy, self.rest = copy, bytearray()
 
     def readable(self) -> bool:
         """Say that it can be read."""
@@ -178,9 +178,10 @@ class Pipe(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Return up to `size` bytes, none at the end."""
-        while len(self.rest) < size and (more := bytes(self.copy.read())):
-            self.rest += more
-        found, self.rest = self.rest[:size], self.rest[size:]
+        while len(self.rest) < size and (more := self.copy.read()):
+            self.rest += more  # in place: a row is small beside what is asked for
+        found = bytes(self.rest[:size])
+        del self.rest[:size]
         return found
 
 
@@ -194,6 +195,7 @@ class File:
     uri: str
     rows: int = 0
     content_hash: int = 0
+    bytes: int = 0
     problem: str = ""
     writer: Any = None
     sink: Any = None
@@ -219,8 +221,25 @@ class Archive:
     writer: psycopg.Connection[Any]
     problems: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Make the temporary tables."""
+        self.table.make_temporary(self.writer)
+
     def write_step(self, numbers: Sequence[int]) -> list[File]:
         """Write the rows of some batches that no file has; return the files."""
+        import pyarrow
+
+        for block in BLOCKS:
+            try:
+                return self.write_blocks(numbers, block)
+            except pyarrow.ArrowInvalid as error:
+                if "block size" not in str(error) or block == BLOCKS[-1]:
+                    raise
+                self.remove_leftovers()
+        return []
+
+    def write_blocks(self, numbers: Sequence[int], block: int) -> list[File]:
+        """Write the rows of some batches, of which no one may have more than a block."""
         import pyarrow
         import pyarrow.csv
 
@@ -229,11 +248,13 @@ class Archive:
         types = {name: plain.get(TYPES.get(kind, ""), pyarrow.string()) for name, kind in self.table.columns}
         extra = {"/hash": pyarrow.int64(), "/website": pyarrow.string(), "/date": pyarrow.string()}
         stored = pyarrow.schema(
-            (name, pyarrow.timestamp("us", "UTC") if kind == MOMENT else types[name])
+            pyarrow.field(
+                name, pyarrow.timestamp("us", "UTC") if kind == MOMENT else types[name], metadata={TYPE: kind}
+            )
             for name, kind in self.table.columns
         )
         options = {
-            "read_options": pyarrow.csv.ReadOptions(column_names=[*names, *extra], block_size=BLOCK, use_threads=False),
+            "read_options": pyarrow.csv.ReadOptions(column_names=[*names, *extra], block_size=block, use_threads=False),
             "parse_options": pyarrow.csv.ParseOptions(newlines_in_values=True),
             "convert_options": pyarrow.csv.ConvertOptions(
                 column_types=types | extra,
@@ -279,10 +300,10 @@ class Archive:
         self.writer.execute("UPDATE analytics_archive_file SET uri = %s WHERE number = %s", [uri, number])
         file = File(number, website_id, date, uri)
         try:
-            path = ObjectStoragePath(uri)
+            path: Any = ObjectStoragePath(uri)
             if path.protocol == "file":
                 path.parent.mkdir(parents=True, exist_ok=True)
-            file.sink = opened(uri, "wb")
+            file.sink = path.open("wb")
             file.writer = pyarrow.parquet.ParquetWriter(file.sink, schema, compression="zstd")
         except Exception as error:  # noqa: BLE001 - whatever a store may raise
             file.problem = sentence(error)
@@ -314,79 +335,95 @@ class Archive:
                 files[-1].problem = files[-1].problem or sentence(error)
 
     def verify(self, file: File) -> bool:
-        """Read a file back, and remember the hashes of its rows if they are those that PostgreSQL wrote."""
+        """Read a file back, and keep the hashes of its rows if they are those that PostgreSQL wrote."""
+        import pyarrow.parquet
+
         if not file.problem:
             try:
-                found = read_back(self.writer, self.table, file.uri)
+                path: Any = ObjectStoragePath(file.uri)
+                file.bytes = path.stat().st_size
+                with self.writer.transaction(), path.open("rb") as source:
+                    found = read_back(self.writer, self.table, pyarrow.parquet.ParquetFile(source))
+                    if found != (file.rows, file.content_hash):
+                        raise ValueError(f"it was read back with {found[0]:,} row(s) of {file.rows:,}, or other values")
             except psycopg.OperationalError:
                 raise
             except Exception as error:  # noqa: BLE001
                 file.problem = sentence(error)
-            else:
-                if found != (file.rows, file.content_hash):
-                    file.problem = f"it was read back with {found[0]:,} row(s) of {file.rows:,}, or with other values"
         if file.problem:
             self.problems.append(f"{file.website_id} {file.date} ({file.uri}: {file.problem})")
-            return False
-        values = {"values": self.table.restored, "table": self.table.name}
-        self.writer.execute(sql.SQL(VERIFIED).format(**values))
-        return True
+        return not file.problem
 
     def run_step(self, numbers: Sequence[int]) -> tuple[int, int]:
         """Write and verify the files of some batches; return how many files and rows."""
-        self.writer.execute("CREATE TEMPORARY TABLE IF NOT EXISTS verified (id text, hash bigint)")
         self.writer.execute("TRUNCATE verified")
         files = [file for file in self.write_step(numbers) if self.verify(file)]
         with self.writer.transaction():
+            self.writer.execute("SET LOCAL synchronous_commit = on")
             self.writer.execute("ANALYZE verified")
             self.writer.execute(FINISH, {"numbers": list(numbers)})
-            for file in files:
-                self.writer.execute(
-                    "UPDATE analytics_archive_file SET rows = %s, content_hash = %s, bytes = %s, verified_at = now()"
-                    " WHERE number = %s",
-                    [file.rows, file.content_hash, ObjectStoragePath(file.uri).stat().st_size, file.number],
-                )
+            self.writer.cursor().executemany(
+                "UPDATE analytics_archive_file SET rows = %s, content_hash = %s, bytes = %s, verified_at = now()"
+                " WHERE number = %s",
+                [(file.rows, file.content_hash, file.bytes, file.number) for file in files],
+            )
         return len(files), sum(file.rows for file in files)
 
     def remove_leftovers(self) -> None:
-        """Remove the files that an earlier try did not finish."""
+        """Remove the files that an earlier try did not finish. Where that cannot be, the next one tries it again."""
         query = "SELECT number, uri FROM analytics_archive_file WHERE kind = %s AND verified_at IS NULL"
         for number, uri in self.writer.execute(query, [self.table.kind]).fetchall():
-            if uri:
-                ObjectStoragePath(uri).unlink(missing_ok=True)
-            self.writer.execute("DELETE FROM analytics_archive_file WHERE number = %s", [number])
+            try:
+                if uri:
+                    ObjectStoragePath(uri).unlink(missing_ok=True)
+            except Exception as error:  # noqa: BLE001
+                log.warning("%s was not finished, and cannot be removed: %s", uri, sentence(error))
+            else:
+                self.writer.execute("DELETE FROM analytics_archive_file WHERE number = %s", [number])
 
 
-def read_back(connection: psycopg.Connection[Any], table: Table, uri: str) -> tuple[int, int]:
-    """Read a file into the temporary table `read_back`; return the count and the content hash of its rows.
+def described(file: Any, connection: psycopg.Connection[Any], kind: str) -> Table:
+    """Return the table that a file of the store is of, as it was then, by what the file says of its columns.
 
-    :param connection: in autocommit mode or in a transaction, with the settings of a session of the jobs.
-    :raises Exception: the file is not there, or not such a file.
+    :raises ValueError: it is not a file of the archive. What it says of types is not believed: it goes into statements.
+    """
+    columns = [(field.name, (field.metadata or {}).get(TYPE, b"").decode()) for field in file.schema_arrow]
+    for name, type_name in columns:
+        known = "SELECT to_regtype(%s) IS NOT NULL AND %s !~ '--|/[*]'"
+        if not type_name or connection.execute(known, [type_name, type_name]).fetchone() != (True,):
+            raise ValueError(
+                f"its column {name} is of the type {type_name or 'that it does not name'}, which is not known"
+            )
+    return Table(kind, columns)
+
+
+def read_back(connection: psycopg.Connection[Any], table: Table, file: Any) -> tuple[int, int]:
+    """Read a Parquet file into the temporary tables; return the count and the content hash of its rows.
+
+    :param connection: in a transaction, with the settings of a session of the jobs.
+    :raises Exception: it is not such a file.
     """
     import pyarrow
     import pyarrow.csv
-    import pyarrow.parquet
 
-    connection.execute("DROP TABLE IF EXISTS read_back")
-    connection.execute(table.read_back())
+    connection.execute("TRUNCATE read_back")
+    names = [name for name, _ in table.columns]
     query = sql.SQL("COPY read_back ({}) FROM STDIN (FORMAT csv)").format(
-        sql.SQL(", ").join(sql.Identifier(name) for name, _ in table.columns)
+        sql.SQL(", ").join(sql.Identifier(name) for name in names)
     )
-    with opened(uri, "rb") as source, connection.cursor().copy(query) as copy:
-        for batch in pyarrow.parquet.ParquetFile(source).iter_batches(20_000):
-            columns = []
-            for name, kind in table.columns:
-                column = batch.column(name)
-                columns.append(column.cast(pyarrow.int64()) if kind == MOMENT else column)
+    with connection.cursor().copy(query) as copy:
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group)
+            columns = [
+                rows.column(name).cast(pyarrow.int64()) if kind == MOMENT else rows.column(name)
+                for name, kind in table.columns
+            ]
             text = pyarrow.BufferOutputStream()
             pyarrow.csv.write_csv(
-                pyarrow.record_batch(columns, names=[name for name, _ in table.columns]),
-                text,
-                pyarrow.csv.WriteOptions(include_header=False),
+                pyarrow.table(columns, names=names), text, pyarrow.csv.WriteOptions(include_header=False)
             )
             copy.write(text.getvalue())
-    query = sql.SQL(CHECK).format(values=table.restored, table=table.name)
-    rows, content_hash = connection.execute(query).fetchone() or (0, 0)
+    rows, content_hash = connection.execute(sql.SQL(VERIFY).format(values=table.restored)).fetchone() or (0, 0)
     return rows, content_hash
 
 
@@ -413,8 +450,7 @@ class ArchiveOperator(PostgresOperator):
         writer.autocommit = True
         writer.row_factory = psycopg.rows.tuple_row
         parameters = {"kind": self.kind, "is_on": root is not None, "step": STEP}
-        hashes = "array_fill(NULL::bigint, ARRAY[rows])" if root else "NULL"
-        writer.execute(MARK.format(hashes=hashes), parameters)
+        writer.execute(MARK, parameters)
         if root is None:
             self.log.info("ANALYTICS_ARCHIVE_URI is not set: rows are deleted without being archived")
             return []
@@ -424,6 +460,8 @@ class ArchiveOperator(PostgresOperator):
             raise AirflowFailException("ANALYTICS_ARCHIVE_URI needs the package pyarrow: install it.") from None
         # One at a time: a second one would take this one's files for leftovers.
         writer.execute("SELECT pg_advisory_lock(hashtextextended('web_analytics.archive', 0))")
+        # That a file is being written may be lost in a crash of the server; what is marked as verified may not.
+        writer.execute("SET synchronous_commit = off")
         reader: Any = self._hook.get_conn()
         reader.autocommit = True
         try:

@@ -5,6 +5,7 @@ What may differ from run to run is a DAG Param, whose default comes from here.
 
 import difflib
 import os
+import re
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
@@ -33,8 +34,8 @@ def _address(value: str) -> str:
 
 
 def _store(value: str) -> str:
-    scheme, separator, place = value.partition("://")
-    if scheme not in ("file", "gs", "s3") or not separator or not place.strip("/"):
+    scheme, _, place = value.partition("://")
+    if scheme not in ("file", "gs", "s3") or place.startswith("/") != (scheme == "file") or not place.strip("/"):
         raise ValueError("is not the address of a folder such as s3://connection_id@bucket/folder or file:///folder")
     if ":" in place.split("/")[0]:
         raise ValueError("has a password or a port in it: name an Airflow connection, as in s3://connection_id@bucket")
@@ -95,7 +96,8 @@ def load() -> Settings:
         return Settings()
     except ValidationError as error:
         problems = [
-            f"ANALYTICS_{str(problem['loc'][0]).upper()} is {problem['input']!r}: "
+            # Without what stands before the host of an address, which may be a password.
+            f"ANALYTICS_{str(problem['loc'][0]).upper()} is {re.sub('://.*@', '://…@', problem['input'])!r}: "
             f"{problem['msg'].removeprefix('Value error, ')}."
             for problem in error.errors()
         ]

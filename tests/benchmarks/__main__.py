@@ -17,6 +17,7 @@ from pathlib import Path
 import embedded
 from benchmarks import report
 from benchmarks.airflow import airflow
+from benchmarks.archive import archive
 from benchmarks.backlog import backlog
 from benchmarks.bench import SCALES, SERVER_OPTIONS, Bench
 from benchmarks.days import aggregate, catch_up, due
@@ -31,7 +32,7 @@ from benchmarks.year import history, storage
 BENCHMARKS: dict[str, Callable[[Bench], None]] = {
     function.__name__: function
     for function in (
-        *(aggregate, catch_up, due, retention, backlog, sessions, cleanup, ingest),
+        *(aggregate, catch_up, due, retention, archive, backlog, sessions, cleanup, ingest),
         *(history, storage, sketch, memory, statements, airflow),
     )
 }

@@ -33,7 +33,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from web_analytics.postgres import BatchOperator, PostgresOperator
 arguments = json.load(sys.stdin)
-kind = BatchOperator if arguments.pop("batches") else PostgresOperator
+if "kind" in arguments:
+    from web_analytics.archive import ArchiveOperator as kind
+else:
+    kind = BatchOperator if arguments.pop("batches") else PostgresOperator
 operator = kind(task_id="task", **arguments)
 context = {"ti": SimpleNamespace(dag_id="dag", task_id="task", map_index=-1), "params": {}}
 operator.render_template_fields(context)

@@ -1,6 +1,7 @@
 -- Lists expired sessions for deletion: those whose last activity is past the cutoff and of which no event is left.
 -- Params: after (text, the id after which to go on; NULL: from the start), retention_days (int), batch_size (int),
---   dry_run (boolean: write nothing, and look only for events that are not expired).
+--   dry_run (boolean: write nothing, and look only for events that are not expired), has_archive (boolean: nothing that
+--   is listed is in it yet).
 -- Result: one row: result (json: rows listed), again (json: parameters of the next step; NULL after the last one), log.
 -- A step reads 100,000 sessions in the order of the primary key, whatever their times.
 WITH step AS MATERIALIZED (
@@ -52,14 +53,15 @@ numbered AS MATERIALIZED (
 ),
 
 written AS (
-    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids)
+    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids, archived)
     SELECT
         'session' AS kind,
         count(*) AS rows,
         min(numbered.last_activity_at) AS first_at,
         max(numbered.last_activity_at) AS last_at,
         array_agg(numbered.id) AS ids,
-        '{}' AS deleted_ids
+        '{}' AS deleted_ids,
+        CASE WHEN %(has_archive)s::boolean THEN '{}'::bigint[] END AS archived
     FROM numbered
     WHERE NOT %(dry_run)s::boolean
     GROUP BY numbered.batch

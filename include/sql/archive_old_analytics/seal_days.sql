@@ -3,7 +3,7 @@
 -- deleted that was not counted. What is found of a sealed day and is not on the list came later: it is counted in
 -- columns of its own, and listed.
 -- Params: first_day, last_day (date), retention_days (int), batch_size (int), dry_run (boolean: write nothing),
---   job, run_id (text).
+--   has_archive (boolean: nothing that is listed is in it yet), job, run_id (text).
 -- Result: one row: log, result (NULL, or json about the days whose row does not count exactly their events, which are
 --   left: first_day, last_day, count, named, and the parameters of aggregate_day.sql).
 WITH day AS MATERIALIZED (
@@ -211,14 +211,15 @@ numbered AS MATERIALIZED (
 ),
 
 written AS (
-    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids)
+    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids, archived)
     SELECT
         'event' AS kind,
         count(*) AS rows,
         min(numbered.timestamp) AS first_at,
         max(numbered.timestamp) AS last_at,
         coalesce(array_agg(numbered.id) FILTER (WHERE numbered.is_live), '{}') AS ids,
-        coalesce(array_agg(numbered.id) FILTER (WHERE NOT numbered.is_live), '{}') AS deleted_ids
+        coalesce(array_agg(numbered.id) FILTER (WHERE NOT numbered.is_live), '{}') AS deleted_ids,
+        CASE WHEN %(has_archive)s::boolean THEN '{}'::bigint[] END AS archived
     FROM numbered
     WHERE NOT %(dry_run)s::boolean
     GROUP BY numbered.batch

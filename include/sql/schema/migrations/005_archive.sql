@@ -3,7 +3,8 @@
 ALTER TABLE analytics_purge_batch ADD COLUMN archived bigint[];
 
 COMMENT ON COLUMN analytics_purge_batch.archived IS
-'With an archive: analytics_row_hash of each of ids, then of deleted_ids, as a file has it; NULL where none has.';
+'With an archive: analytics_row_hash of each of ids, then of deleted_ids, as a file has it; NULL, or none, where no file
+has it. NULL as a whole: there is no archive.';
 
 CREATE TABLE analytics_archive_file (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -17,7 +18,8 @@ CREATE TABLE analytics_archive_file (
     verified_at timestamptz
 );
 
-CREATE INDEX analytics_archive_file_day_idx ON analytics_archive_file (website_id, date);
+-- The id of a website may be longer than a B-tree takes.
+CREATE INDEX analytics_archive_file_website_idx ON analytics_archive_file USING hash (website_id);
 CREATE INDEX analytics_archive_file_unverified_idx ON analytics_archive_file (kind) WHERE verified_at IS NULL;
 
 COMMENT ON TABLE analytics_archive_file IS
