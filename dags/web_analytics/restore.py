@@ -59,8 +59,8 @@ def restore(dsn: str, search_path: str, kind: str, website: str, days: tuple[str
                 raise ValueError(f"the archive has no {kind}s of website {website} in these days")
             is_new = connection.execute("SELECT to_regclass(%s) IS NULL", [into]).fetchone() == (True,)
             if is_new:
-                query = sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING DEFAULTS)")
-                connection.execute(query.format(name, sql.Identifier(f"analytics_{kind}")))
+                make = sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING DEFAULTS)")
+                connection.execute(make.format(name, sql.Identifier(f"analytics_{kind}")))
             added = 0
             for number, day, uri, rows, content_hash in files:
                 where = f"file {number} of {day}, {uri}"
