@@ -9,8 +9,15 @@
 -- Most batches are gone through once: events are looked at before only where a policy or the nearness of the cutoff may
 -- keep one, and afterwards only where not all have gone.
 WITH batch AS MATERIALIZED (
-    DELETE FROM analytics_purge_batch
-    WHERE number = %(number)s::bigint AND kind = 'event'
+    DELETE FROM analytics_purge_batch AS stored
+    WHERE
+        stored.number = %(number)s::bigint
+        AND stored.kind = 'event'
+        -- Events of a detached partition are not seen: they would leave the list, and be late if it is attached again.
+        AND NOT EXISTS (
+            SELECT FROM analytics_detached_partition AS part
+            WHERE stored.first_at < part.ends_at AND stored.last_at >= part.starts_at
+        )
     RETURNING rows, first_at, last_at, ids, deleted_ids, archived
 ),
 
@@ -188,7 +195,16 @@ SELECT
             THEN (SELECT json_build_object('number', listed_again.number, 'retried', TRUE) FROM listed_again)
     END AS again,
     CASE
-        WHEN total.batches = 0 THEN format('[Analytics Archive] Batch %%s was deleted before', %(number)s::bigint)
+        WHEN total.batches = 0
+            THEN format(
+                '[Analytics Archive] Batch %%s %%s',
+                %(number)s::bigint,
+                CASE
+                    WHEN %(number)s::bigint IN (SELECT stored.number FROM analytics_purge_batch AS stored)
+                        THEN 'waits: a partition of its events is detached'
+                    ELSE 'was deleted before'
+                END
+            )
         ELSE
             concat_ws(
                 '; ',

@@ -1,5 +1,5 @@
 -- Finds the partitions of analytics_event that can be dropped instead of deleting their events, and those that an
--- earlier run has detached and not dropped.
+-- earlier run has begun to detach and not dropped.
 -- Params: retention_days (int), dry_run (boolean).
 -- Result: one row: log, result (json: the parameters of each task: label, retention_days, and partition, its oid).
 WITH found AS MATERIALIZED (
@@ -12,7 +12,7 @@ SELECT
             WHEN found.reason IS NOT NULL
                 THEN format('Partition %%s goes in batches: %%s', found.partition, found.reason)
             WHEN found.events IS NULL
-                THEN format('Partition %%s was detached by an earlier run, and not dropped', found.partition)
+                THEN format('Partition %%s was begun with by an earlier run, and not dropped', found.partition)
             WHEN %(dry_run)s::boolean
                 THEN
                     format(

@@ -31,8 +31,8 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
         END
 $$;
 
--- Whether a session has events from an instant on, live or soft-deleted. Planned once: planning it for each session
--- takes ten times as long as the answer.
+-- Whether a session has events from an instant on, live or soft-deleted; while a partition is detached and not dropped
+-- yet, it may have. Planned once: planning it for each session takes ten times as long as the answer.
 CREATE OR REPLACE FUNCTION analytics_has_events(session text, from_instant timestamptz) RETURNS boolean
 LANGUAGE plpgsql STABLE PARALLEL SAFE SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
@@ -44,7 +44,8 @@ BEGIN
         OR EXISTS (
             SELECT FROM analytics_event AS event
             WHERE event.session_id = session AND event.timestamp >= from_instant AND event.deleted_at IS NOT NULL
-        );
+        )
+        OR EXISTS (SELECT FROM analytics_detached_partition);
 END
 $$;
 

@@ -102,7 +102,7 @@ $$;
 -- Lets the index of returned sessions forget where there have been some: BRIN itself only ever adds. Reads the whole
 -- table, and passes over it while somebody else has a lock that excludes VACUUM.
 CREATE OR REPLACE FUNCTION analytics_forget_returned() RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     index regclass := to_regclass(format('%s.analytics_session_returned_idx', (
         SELECT relnamespace::regnamespace FROM pg_catalog.pg_class WHERE oid = 'analytics_session'::regclass

@@ -103,17 +103,51 @@ BEGIN
 END
 $$;
 
+-- Why a partition cannot be detached, whatever its events are; NULL if it can be.
+CREATE OR REPLACE FUNCTION analytics_detach_obstacle(partition regclass) RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT
+        CASE
+            WHEN EXISTS (SELECT FROM analytics_event_partitions() AS other WHERE other.is_default)
+                THEN 'analytics_event has a default partition, beside which none can be detached concurrently'
+            WHEN
+                EXISTS (
+                    SELECT FROM pg_catalog.pg_class AS owned
+                    WHERE
+                        owned.oid IN ('analytics_event'::regclass, partition)
+                        AND NOT pg_has_role(owned.relowner, 'USAGE')
+                )
+                THEN format('role %I is not a member of the owner of analytics_event', current_user)
+            WHEN
+                EXISTS (
+                    -- 8 stands for DELETE.
+                    SELECT FROM pg_catalog.pg_trigger AS trigger
+                    WHERE trigger.tgrelid = partition AND NOT trigger.tgisinternal AND trigger.tgtype & 8 > 0
+                )
+                THEN 'it has a trigger for deleted rows'
+            ELSE (
+                -- PostgreSQL detaches one at a time.
+                SELECT
+                    format(
+                        'somebody else has begun to detach %1$s: ALTER TABLE %2$s DETACH PARTITION %1$s FINALIZE',
+                        pending.partition, 'analytics_event'::regclass
+                    )
+                FROM analytics_event_partitions() AS pending
+                WHERE
+                    pending.is_pending
+                    AND pending.partition NOT IN (
+                        SELECT remembered.partition FROM analytics_detached_partition AS remembered
+                    )
+            )
+        END
+$$;
+
 -- Partitions that lie before the general cutoff, and why their events go in batches (NULL: the partition is dropped);
--- and those that an earlier run has detached and not dropped.
--- On a dry run nothing is on the list, and what else may keep an event is asked. What was to be detached and never was
--- is forgotten.
+-- and those that an earlier run has begun to detach and not dropped.
+-- On a dry run nothing is on the list, and what else may keep an event is asked.
 CREATE OR REPLACE FUNCTION analytics_expired_partitions(retention_days integer, dry_run boolean)
 RETURNS TABLE (partition regclass, starts_at timestamptz, events bigint, reason text)
 LANGUAGE sql AS $$
-    DELETE FROM analytics_detached_partition AS remembered
-    WHERE remembered.partition IN (
-        SELECT attached.partition FROM analytics_event_partitions() AS attached WHERE NOT attached.is_pending
-    );
     SELECT
         expired.partition,
         expired.starts_at,
@@ -122,28 +156,7 @@ LANGUAGE sql AS $$
             way.reason, CASE WHEN NOT (dry_run AND kept.reason LIKE '% are not on the list,%') THEN kept.reason END
         )
     FROM analytics_event_partitions() AS expired
-    CROSS JOIN LATERAL (
-        SELECT
-            CASE
-                WHEN EXISTS (SELECT FROM analytics_event_partitions() AS other WHERE other.is_default)
-                    THEN 'analytics_event has a default partition, beside which none can be detached concurrently'
-                WHEN
-                    EXISTS (
-                        SELECT FROM pg_catalog.pg_class AS owned
-                        WHERE
-                            owned.oid IN ('analytics_event'::regclass, expired.partition)
-                            AND NOT pg_has_role(owned.relowner, 'USAGE')
-                    )
-                    THEN format('role %I is not a member of the owner of analytics_event', current_user)
-                WHEN
-                    EXISTS (
-                        -- 8 stands for DELETE.
-                        SELECT FROM pg_catalog.pg_trigger AS trigger
-                        WHERE trigger.tgrelid = expired.partition AND NOT trigger.tgisinternal AND trigger.tgtype & 8 > 0
-                    )
-                    THEN 'it has a trigger for deleted rows'
-            END AS reason
-    ) AS way
+    CROSS JOIN LATERAL analytics_detach_obstacle(expired.partition) AS way (reason)
     -- Who does not own the partitions may not read them by their names.
     LEFT JOIN LATERAL (
         SELECT asked.*
@@ -156,6 +169,7 @@ LANGUAGE sql AS $$
         NOT expired.is_default
         AND NOT expired.is_pending
         AND expired.ends_at <= analytics_cutoff(NULL, analytics_expired_partitions.retention_days)
+        AND expired.partition NOT IN (SELECT begun.partition FROM analytics_detached_partition AS begun)
     UNION ALL
     SELECT
         remembered.partition,
@@ -166,15 +180,19 @@ LANGUAGE sql AS $$
 $$;
 
 -- Makes sure that each event of a partition may go, remembers it, and returns the statement that detaches it; NULL if
--- it is not to be detached, or was before. No function can run that statement.
+-- it is not to be detached, or was before. No function can run that statement. From here to the end of the session no
+-- other run detaches or drops any, nor lets this one be forgotten.
 CREATE OR REPLACE FUNCTION analytics_begin_detach(
     partition regclass, retention_days integer, OUT statement text, OUT log text
 )
 LANGUAGE plpgsql AS $$
 DECLARE
     attached record;
-    kept record;
+    reason text;
+    users text[];
 BEGIN
+    -- Before anything of the table is locked, which DETACH of another run would wait for.
+    PERFORM pg_advisory_lock(hashtextextended('web_analytics.partitions', 0));
     SELECT stored.* INTO attached
     FROM analytics_event_partitions() AS stored
     WHERE stored.partition = analytics_begin_detach.partition;
@@ -185,12 +203,38 @@ BEGIN
         statement := format('ALTER TABLE %s DETACH PARTITION %s FINALIZE', 'analytics_event'::regclass, partition);
         RETURN;
     END IF;
-    SELECT * INTO kept
-    FROM analytics_why_kept(partition, attached.starts_at, attached.ends_at, retention_days, TRUE);
+    reason := analytics_detach_obstacle(partition);
+    IF reason IS NULL THEN
+        reason := (
+            SELECT kept.reason
+            FROM analytics_why_kept(partition, attached.starts_at, attached.ends_at, retention_days, TRUE) AS kept
+        );
+    END IF;
+    IF attached.ends_at > analytics_cutoff(NULL, retention_days) THEN
+        reason := 'it has not expired';
+    END IF;
+    -- While DETACH waits for those who use the table, nobody sees the events of the partition. So it is not begun beside
+    -- a long transaction, such as that of a backup.
+    FOR turn IN 1..50 LOOP
+        EXIT WHEN reason IS NOT NULL;
+        users := (
+            SELECT array_agg(held.virtualtransaction) FROM pg_catalog.pg_locks AS held
+            WHERE
+                held.relation = 'analytics_event'::regclass
+                AND held.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+                AND held.pid <> pg_backend_pid()
+                AND (users IS NULL OR held.virtualtransaction = any(users))
+        );
+        EXIT WHEN users IS NULL;
+        PERFORM pg_sleep(0.1);
+    END LOOP;
+    IF users IS NOT NULL THEN
+        reason := 'a transaction has used analytics_event for 5 seconds, and to detach it is to wait for its end';
+    END IF;
     DELETE FROM analytics_detached_partition AS remembered
     WHERE remembered.partition = analytics_begin_detach.partition;
-    IF kept.reason IS NOT NULL OR attached.ends_at > analytics_cutoff(NULL, retention_days) THEN
-        log := format('Partition %s goes in batches: %s', partition, coalesce(kept.reason, 'it has not expired'));
+    IF reason IS NOT NULL THEN
+        log := format('Partition %s goes in batches: %s', partition, reason);
         RETURN;
     END IF;
     INSERT INTO analytics_detached_partition (partition, starts_at, ends_at, bound)
@@ -210,6 +254,7 @@ DECLARE
     kept record;
 BEGIN
     events := 0;
+    PERFORM pg_advisory_lock(hashtextextended('web_analytics.partitions', 0));
     DELETE FROM analytics_detached_partition AS stored
     WHERE
         stored.partition = analytics_drop_detached.partition
@@ -232,10 +277,37 @@ BEGIN
             log := format(
                 'Dropped partition %s of %s events', partition, to_char(kept.events, 'FM999,999,999,999,990')
             );
-            EXECUTE format('DROP TABLE %s', partition);
             DELETE FROM analytics_purge_batch AS batch
             WHERE
                 batch.kind = 'event' AND batch.first_at >= remembered.starts_at AND batch.last_at < remembered.ends_at;
+            -- What other batches have of other partitions stays on the list.
+            EXECUTE format(
+                $query$
+                    WITH batch AS (
+                        DELETE FROM analytics_purge_batch AS stored
+                        WHERE stored.kind = 'event' AND stored.last_at >= $1 AND stored.first_at < $2
+                        RETURNING *
+                    )
+
+                    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids, archived)
+                    SELECT
+                        'event', count(*), min(batch.first_at), max(batch.last_at),
+                        coalesce(array_agg(name.id ORDER BY name.place) FILTER (WHERE name.was_live), '{}'),
+                        coalesce(array_agg(name.id ORDER BY name.place) FILTER (WHERE NOT name.was_live), '{}'),
+                        CASE WHEN bool_or(batch.archived IS NOT NULL) THEN array_agg(name.hash ORDER BY name.place) END
+                    FROM batch
+                    CROSS JOIN LATERAL (
+                        SELECT listed.*, listed.place <= cardinality(batch.ids) AS was_live
+                        FROM unnest(batch.ids || batch.deleted_ids, batch.archived)
+                            WITH ORDINALITY AS listed (id, hash, place)
+                        WHERE NOT EXISTS (SELECT FROM %s AS event WHERE event.id = listed.id)
+                    ) AS name
+                    GROUP BY batch.number
+                    ORDER BY batch.number
+                $query$,
+                partition
+            ) USING remembered.starts_at, remembered.ends_at;
+            EXECUTE format('DROP TABLE %s', partition);
             events := kept.events;
             RETURN;
         EXCEPTION
@@ -252,7 +324,7 @@ $$;
 -- could not: days are to be counted all the same, and there is time until the alert about it. Attaching a table keeps
 -- nobody waiting, whereas CREATE TABLE ... PARTITION OF would; PostgreSQL makes its indexes.
 CREATE OR REPLACE FUNCTION analytics_add_partitions() RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     way analytics_partitioning;
     parent pg_catalog.pg_class;
@@ -277,7 +349,8 @@ BEGIN
         next := analytics_midnight(
             (date_trunc(way.every, first_day::timestamp) + ('1 ' || way.every)::interval)::date, zone
         );
-        name := 'analytics_event_' || to_char(first_day, CASE way.every WHEN 'month' THEN 'YYYY_MM' ELSE 'YYYY_MM_DD' END);
+        name := 'analytics_event_'
+            || to_char(first_day, CASE way.every WHEN 'month' THEN 'YYYY_MM' ELSE 'YYYY_MM_DD' END);
         IF to_regclass(format('%s.%I', parent.relnamespace::regnamespace, name)) IS NOT NULL THEN
             name := name || to_char(newest AT TIME ZONE 'UTC', '_HH24MI');
         END IF;
@@ -291,6 +364,8 @@ BEGIN
         );
         made := made || name;
         newest := next;
+        -- After a long time without any, the next runs go on: a transaction cannot have locks without end.
+        EXIT WHEN cardinality(made) = 60;
     END LOOP;
     RETURN 'Made the partitions ' || array_to_string(made, ', ');
 EXCEPTION

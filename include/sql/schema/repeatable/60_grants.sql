@@ -19,6 +19,26 @@ BEGIN
 END
 $$;
 
+-- What a function does as its owner must not be led astray by tables and views that its caller has made: temporary ones
+-- would be found first, and are last where they are named.
+DO $$
+DECLARE
+    function regprocedure;
+BEGIN
+    FOR function IN
+        SELECT pg_proc.oid FROM pg_catalog.pg_proc
+        INNER JOIN pg_catalog.pg_namespace ON pg_proc.pronamespace = pg_namespace.oid
+        WHERE
+            pg_namespace.nspname = current_schema()
+            AND starts_with(pg_proc.proname, 'analytics_')
+            AND pg_proc.prosecdef
+            AND pg_proc.proconfig IS NULL
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', function, current_setting('search_path'));
+    END LOOP;
+END
+$$;
+
 -- Where the owner of our tables may not grant one of these, PostgreSQL warns, and PUBLIC has it.
 DO $$
 DECLARE
