@@ -40,8 +40,8 @@ def test_a_batch_looks_into_the_partitions_of_its_time_alone(
     # In a session of its own, for numbers of an earlier transaction may be among those of this one.
     with connect(database) as connection, connection.transaction():
         steps = Retention(connection)
-        steps.delete([task | {"steps": task["steps"][:1]}])
+        assert steps.delete([task | {"steps": task["steps"][:1]}]) == [100]
         rows = connection.execute(
-            "SELECT * FROM pg_stat_xact_user_tables WHERE relname LIKE 'day_%%' AND coalesce(idx_scan, seq_scan) > 0"
+            "SELECT * FROM pg_stat_xact_user_tables WHERE relname LIKE 'day_%%' AND n_tup_del + idx_tup_fetch + seq_tup_read > 0"
         ).fetchall()
-    assert [(row["relname"], row["seq_scan"], row["idx_tup_fetch"]) for row in rows] == [("day_0", 0, 100)]
+    assert [row["relname"] for row in rows] == ["day_0"]

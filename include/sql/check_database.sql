@@ -51,7 +51,8 @@ found_table AS MATERIALIZED (
                 WHERE child.inhparent = found.oid AND part.relkind <> 'r'
             ) AS is_by_timestamp
         FROM pg_catalog.pg_partitioned_table AS stored
-        LEFT JOIN pg_catalog.pg_attribute AS part_key ON stored.partrelid = part_key.attrelid AND stored.partattrs[0] = part_key.attnum
+        LEFT JOIN pg_catalog.pg_attribute AS part_key
+            ON stored.partrelid = part_key.attrelid AND stored.partattrs[0] = part_key.attnum
         WHERE stored.partrelid = found.oid
     ) AS partitioned ON TRUE
 ),

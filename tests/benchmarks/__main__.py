@@ -16,12 +16,14 @@ from benchmarks.bench import ROUNDS, SERVER_OPTIONS, Bench
 from benchmarks.days import aggregate, due
 from benchmarks.ingest import ingest
 from benchmarks.memory import memory
+from benchmarks.partitions import partitions
 from benchmarks.retention import retention
 from benchmarks.sessions import sessions
 from benchmarks.sketch import sketch
 
 BENCHMARKS: dict[str, Callable[[Bench], None]] = {
-    function.__name__: function for function in (due, aggregate, retention, backlog, sessions, ingest, sketch, memory)
+    function.__name__: function
+    for function in (due, aggregate, retention, partitions, backlog, sessions, ingest, sketch, memory)
 }
 
 

@@ -1,8 +1,8 @@
--- The statements that make analytics_event the first partition of a new table of its name, in their order. The caller has
--- locked it, and runs them in one transaction. None of them reads the events: constraint check_name says what the
+-- The statements that make analytics_event the first partition of a new table of its name, in their order. The caller
+-- has locked it, and runs them in one transaction. None of them reads the events: constraint check_name says what the
 -- partition's range asks for, and the partition has all indexes already.
 -- Params: bound (timestamptz), name (of the partition), key (the unique index on id and timestamp), check_name.
--- Result: statement (text).
+-- Result: command (text).
 WITH relation AS (
     SELECT
         stored.*,
@@ -17,9 +17,9 @@ index AS (
     SELECT
         name.relname,
         stored.indisprimary,
+        stored.indexrelid,
         left(name.relname, 57) || '_first' AS new_name,
-        regexp_replace(pg_get_indexdef(stored.indexrelid), '^.*? USING ', '') AS shape,
-        stored.indexrelid
+        regexp_replace(pg_get_indexdef(stored.indexrelid), '^.*? USING ', '') AS shape
     FROM pg_catalog.pg_index AS stored
     INNER JOIN pg_catalog.pg_class AS name ON stored.indexrelid = name.oid
     INNER JOIN relation ON stored.indrelid = relation.oid
@@ -101,19 +101,20 @@ statement (place, text) AS (
             CASE WHEN granted.is_grantable THEN ' WITH GRANT OPTION' END
         )
     FROM relation
-    CROSS JOIN LATERAL (
-        SELECT
-            NULL AS column_name,
-            acl.*
-        FROM aclexplode(relation.relacl) AS acl
-        UNION ALL
-        SELECT
-            stored.attname AS column_name,
-            acl.*
-        FROM pg_catalog.pg_attribute AS stored
-        CROSS JOIN LATERAL aclexplode(stored.attacl) AS acl
-        WHERE stored.attrelid = relation.oid
-    ) AS granted
+    CROSS JOIN
+        LATERAL (
+            SELECT
+                NULL AS column_name,
+                acl.*
+            FROM aclexplode(relation.relacl) AS acl
+            UNION ALL
+            SELECT
+                stored.attname,
+                acl.*
+            FROM pg_catalog.pg_attribute AS stored
+            CROSS JOIN LATERAL aclexplode(stored.attacl) AS acl
+            WHERE stored.attrelid = relation.oid
+        ) AS granted
     UNION ALL
     SELECT
         11,
@@ -121,5 +122,5 @@ statement (place, text) AS (
     FROM relation
 )
 
-SELECT statement.text AS statement FROM statement
+SELECT statement.text AS command FROM statement
 ORDER BY statement.place;

@@ -21,9 +21,9 @@ LANGUAGE sql STABLE ROWS 20 AS $$
 $$;
 
 -- How many events a partition has, and why it must not be dropped as a whole (NULL: it may), but for the general
--- cutoff, which is not asked here. An event may go if it is on the list, as one that was live or as one that was and still is
--- soft-deleted, is still in the time of its batch, and no policy and no hold keeps it. Without is_exact, the list is
--- only asked whether it has as many.
+-- cutoff, which is not asked here. An event may go if it is on the list, as one that was live or as one that was and
+-- still is soft-deleted, is still in the time of its batch, and no policy and no hold keeps it. Without is_exact, the
+-- list is only asked whether it has as many. A row's hash beside an archived one would be compared in the same query.
 -- Nested loops would look into the list of all batches for each event.
 CREATE OR REPLACE FUNCTION analytics_why_kept(
     partition regclass, starts_at timestamptz, ends_at timestamptz, retention_days integer, is_exact boolean,
@@ -247,9 +247,9 @@ BEGIN
 END
 $$;
 
--- Makes the next partitions of analytics_event where that was set up, as its owner. Returns what it did, or why it could
--- not: days are to be counted all the same, and there is time until the alert about it. Attaching a table keeps nobody
--- waiting, whereas CREATE TABLE ... PARTITION OF would; PostgreSQL makes its indexes.
+-- Makes the next partitions of analytics_event where that was set up, as its owner. Returns what it did, or why it
+-- could not: days are to be counted all the same, and there is time until the alert about it. Attaching a table keeps
+-- nobody waiting, whereas CREATE TABLE ... PARTITION OF would; PostgreSQL makes its indexes.
 CREATE OR REPLACE FUNCTION analytics_add_partitions() RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
@@ -276,7 +276,8 @@ BEGIN
         next := analytics_midnight(
             (date_trunc(way.every, first_day::timestamp) + ('1 ' || way.every)::interval)::date, zone
         );
-        name := 'analytics_event_' || to_char(first_day, CASE way.every WHEN 'month' THEN 'YYYY_MM' ELSE 'YYYY_MM_DD' END);
+        name := 'analytics_event_'
+            || to_char(first_day, CASE way.every WHEN 'month' THEN 'YYYY_MM' ELSE 'YYYY_MM_DD' END);
         IF to_regclass(format('%s.%I', parent.relnamespace::regnamespace, name)) IS NOT NULL THEN
             name := name || to_char(newest AT TIME ZONE 'UTC', '_HH24MI');
         END IF;
