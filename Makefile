@@ -6,7 +6,7 @@ READY = $(VENV)/ready
 SOURCES = config dags dev plugins tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench laws lint schema lock clean
+.PHONY: help demo test bench laws lint schema partition lock clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z]*\):.*  ## /\1  /p' $(MAKEFILE_LIST) | awk '{c=$$1; $$1=""; printf "make %-8s%s\n", c, $$0}'
@@ -41,6 +41,9 @@ lint: $(READY)  ## Check the Python and SQL files, changing nothing
 
 schema: $(READY)  ## Install our table, indexes and grants: make schema DSN=postgresql://owner@host/database
 	@$(BIN)/python dags/web_analytics/schema.py '$(value DSN)'
+
+partition: $(READY)  ## Make a big analytics_event a partitioned table, online: make partition DSN=... (EVERY=day, week or month)
+	@$(BIN)/python dags/web_analytics/partition.py '$(value DSN)' --every $(or $(EVERY),week)
 
 lock: $(READY)  ## Pin the versions of requirements.in in requirements.txt (needs uv), as they were at the end of DATE
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
