@@ -25,7 +25,7 @@ NEEDED = {
         r"CTE verdict\n.*\n +->  HashAggregate",
     ],
     DELETE_EVENTS: [
-        r"Delete on analytics_event(.*\n){1,9}? +->  Index Scan using analytics_event_pkey on analytics_event"
+        r"Delete on analytics_event(.*\n){1,14}? +->  Index Scan using analytics_event_pkey on analytics_event"
     ],
     CLOSE: ["Index Scan using analytics_session_open_idx on analytics_session idle"],
     RETURNED: ["Bitmap Index Scan on analytics_session_returned_idx"],

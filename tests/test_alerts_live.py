@@ -169,7 +169,10 @@ def test_a_failed_run_is_one_message_that_says_what_happened(live: Live, midnigh
     assert first.startswith("The run manual__")
     assert happened.startswith("What happened: delete_event_batch (3 of 3): batch 1 of 3, to ")
     assert happened.endswith(": check_violation (23514).")
-    assert "check_database, find_expired_days, seal_days, plan_event_batches. It stays done" in done
+    assert (
+        "check_database, find_expired_days, seal_days, archive_events, find_partitions, plan_event_batches. It stays done"
+        in done
+    )
     assert "report_result" not in done
     # The link leads to the log's page of this Airflow.
     assert log.startswith(f"Log: {live.airflow.url}/dags/archive_old_analytics/runs/manual__")

@@ -86,20 +86,23 @@ class Relay(socketserver.BaseRequestHandler):
     server: "Proxy"
 
     def handle(self) -> None:
-        commits = 0
+        has_settings = is_told = False
         with socket.create_connection(("127.0.0.1", self.server.database_port)) as database, suppress(ConnectionError):
             other = {self.request: database, database: self.request}
             while True:
                 for source in select.select(list(other), [], [])[0]:
                     data = source.recv(65536)
-                    commits += source is self.request and b"COMMIT\0" in data
-                    if commits == 2 and self.server.attempt == 1:  # the first commit is that of the session settings
-                        database.shutdown(socket.SHUT_WR)
-                        database.recv(65536)  # its end: it has rolled back
+                    if source is self.request:
+                        # A statement commits by itself. That of give_way.sql only reads, before others.
+                        is_told |= (
+                            has_settings
+                            and data.startswith((b"P", b"Q"))
+                            and b"more urgent to do than a batch" not in data
+                        )
+                        has_settings |= b"COMMIT\0" in data
+                    if is_told and self.server.attempt == 1:
                         return
-                    if commits == 2 and self.server.attempt == 2:
-                        database.sendall(data)
-                        database.recv(65536)  # its answer: it has committed
+                    if is_told and self.server.attempt == 2 and source is database and data.endswith(b"Z\0\0\0\5I"):
                         return
                     if not data:
                         return
@@ -107,9 +110,9 @@ class Relay(socketserver.BaseRequestHandler):
 
 
 class Proxy(socketserver.ThreadingTCPServer):
-    """Leads to the database, and breaks the connection of a task in the commit of its statement.
+    """Leads to the database, and breaks the connection of a task in its first statement, which commits by itself.
 
-    At the first attempt before the server gets the commit, at the second before the task gets the server's answer.
+    At the first attempt before the server gets it, at the second before the task gets the answer that it is committed.
     """
 
     daemon_threads = True

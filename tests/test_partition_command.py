@@ -5,7 +5,6 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -67,25 +66,27 @@ def test_a_table_becomes_the_first_partition_while_the_application_writes(databa
         "GRANT INSERT ON analytics_event TO public"
     )
     before, file = shape(database, "analytics_event"), database.value("SELECT pg_relation_filenode('analytics_event')")
-    stop, waits = threading.Event(), list[float]()
+    stop = threading.Event()
 
-    def write() -> int:
+    def write(name: str) -> list[float]:
+        waits = list[float]()
         with database.connect() as connection:
             while not stop.is_set():
                 started = time.monotonic()
-                connection.execute(INSERT, [f"new {len(waits)}"])
+                connection.execute(INSERT, [f"{name} {len(waits)}"])
                 waits.append(time.monotonic() - started)
                 time.sleep(0.003)
-        return len(waits)
+        return waits
 
-    writer = BACKGROUND.submit(write)
+    writers = [BACKGROUND.submit(write, name) for name in ("a", "b", "c", "d")]
     try:
         convert(database.dsn, SEARCH_PATH, "week")
     finally:
         stop.set()
-    written = writer.result(10)
+    waits = [wait for writer in writers for wait in writer.result(10)]
+    written = len(waits)
     print(f"{written} inserts, the longest took {max(waits):.3f} s")
-    assert written > 100
+    assert written > 200
     # lock_timeout of the command is half a second.
     assert max(waits) < 2
     assert database.value("SELECT count(*) FROM analytics_event") == 20_000 + written

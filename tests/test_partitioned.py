@@ -3,9 +3,10 @@
 import pytest
 
 import embedded
+from aggregation_steps import aggregate
 from conftest import Database
 from partition_steps import add_partition, partitioned_template
-from retention_steps import CUTOFF, DAY, Retention, connect
+from retention_steps import CUTOFF, DAY, HOUR, Retention, connect, listed
 from test_purge_law import TestSeal, counted  # noqa: F401
 
 BOUNDS = ("MINVALUE", "2024-01-15T17:00Z", "2024-02-29T00:30Z", "2024-02-29T02:00Z", "2024-03-01T00:00Z", "MAXVALUE")
@@ -45,3 +46,16 @@ def test_a_batch_looks_into_the_partitions_of_its_time_alone(
             "SELECT * FROM pg_stat_xact_user_tables WHERE relname LIKE 'day_%%' AND n_tup_del + idx_tup_fetch + seq_tup_read > 0"
         ).fetchall()
     assert [row["relname"] for row in rows] == ["day_0"]
+
+
+def test_an_event_whose_id_an_event_on_the_list_has_is_not_deleted_for_it(database: Database, run: Retention) -> None:
+    """Of a partitioned table, PostgreSQL keeps an id unique together with its timestamp only."""
+    for n in range(3):
+        database.event(CUTOFF - DAY + 2 * n * HOUR, id=str(n))
+    aggregate(database, "2024-02-29")
+    run.seal()
+    database.event(CUTOFF - DAY + HOUR, id="1")
+    assert run.delete(run.plan()) == [2]
+    assert "1 stay on the list: another event has the id" in run.log
+    assert database.value("SELECT count(*) FROM analytics_event WHERE id = '1'") == 2
+    assert listed(database) == {"event": 1}

@@ -1,5 +1,6 @@
 """Partitions are dropped as wholes, under the same law as events."""
 
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -177,3 +178,17 @@ def test_what_depends_on_a_partition_keeps_it(database: Database, run: Retention
     assert (detach(run, task), drop(run, task)) == (True, 0)
     assert "attached again and goes in batches: cannot drop table event_1 because other objects depend on it" in run.log
     assert len(ids(database)) == 6
+
+
+@pytest.mark.parametrize("time", [OLD + HOUR / 2, OLD - HOUR / 2])
+def test_one_with_several_events_of_one_id_goes_in_batches(
+    database: Database, run: Retention, time: datetime
+) -> None:
+    """One of them may have been counted, and another one not, also if that is in a partition of the same batch."""
+    database.event(OLD - HOUR, id="before")
+    aggregate(database, "2024-02-28")
+    run.seal()
+    database.event(time, id="0")
+    found = find(run)
+    assert [detach(run, task) for task in found] == [False] * len(found)
+    assert "several events have the id of one" in run.log

@@ -188,7 +188,7 @@ class Jobs:
             step(f"cleanup_analytics_sessions/{task}", parameters, operator=BatchOperator)
 
     def _archive(self, own: dict[str, Any]) -> None:
-        policy = own | {"retention_days": 90, "batch_size": 20, "dry_run": False, "confirm": True}
+        policy = own | {"retention_days": 90, "batch_size": 20, "dry_run": False, "confirm": True, "has_archive": False}
         steps = step("archive_old_analytics/find_expired_days", policy)["steps"]
         for days in self._seal(policy, steps):
             self._count(days)
@@ -458,7 +458,7 @@ def test_no_function_that_reads_raw_rows_is_compiled(database: Database) -> None
         # Only the jobs call these, very often, and their sessions have it off.
         " AND proname NOT IN ('analytics_has_events', 'analytics_signs')"
     )
-    assert len(functions) > 5
+    assert len(functions) >= 5
     assert [row["proname"] for row in functions if not row["is_off"]] == []
 
 

@@ -125,16 +125,24 @@ deleted AS (
 remaining AS MATERIALIZED (
     SELECT
         raw.id,
-        archive.id IS NOT NULL AS has_archive,
+        (SELECT batch.archived IS NOT NULL FROM batch) AS has_archive,
         raw.id NOT IN (SELECT was_deleted.id FROM was_deleted) AS was_live,
         raw.deleted_at IS NULL AND raw.id IN (SELECT was_deleted.id FROM was_deleted) AS is_restored,
         raw.id IN (
             SELECT looked_at.id FROM looked_at
             WHERE looked_at.is_held
         ) AS is_held,
-        CASE WHEN archive.hash = analytics_row_hash((raw.*)::text) THEN archive.hash END AS archived
+        CASE
+            WHEN
+                (raw.id, analytics_row_hash((raw.*)::text)) IN (
+                    SELECT
+                        archive.id,
+                        archive.hash
+                    FROM archive
+                )
+                THEN analytics_row_hash((raw.*)::text)
+        END AS archived
     FROM analytics_event AS raw
-    LEFT JOIN archive ON raw.id = archive.id
     WHERE
         (SELECT count(*) FROM deleted) < (SELECT batch.rows FROM batch)
         AND raw.id = any((SELECT listed.ids FROM listed)::text[])
