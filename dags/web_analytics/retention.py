@@ -127,7 +127,7 @@ def left_sentence(
         if left := sum(batch["left"] for batch in results):
             sentences.append(
                 f"{left:,} {name} did not go, though no policy and no change keeps them: look for a trigger or a rule of "
-                "the application on the table, or run this job again."
+                "the application on the table, or in the log for ids that several events have, or run this job again."
             )
     return " ".join(sentences) or None
 

@@ -44,6 +44,20 @@ archive AS MATERIALIZED (
     WHERE batch.archived IS NOT NULL
 ),
 
+-- On a partitioned table an id is unique only together with its time: of several events, fewer may have been counted.
+ambiguous AS MATERIALIZED (
+    SELECT raw.id FROM analytics_event AS raw
+    WHERE
+        (
+            SELECT relation.relkind = 'p' FROM pg_catalog.pg_class AS relation
+            WHERE relation.oid = 'analytics_event'::regclass
+        )
+        AND raw.id = any((SELECT listed.ids FROM listed)::text[])
+        AND raw.timestamp BETWEEN (SELECT listed.first_at FROM listed) AND (SELECT listed.last_at FROM listed)
+    GROUP BY raw.id
+    HAVING count(*) > 1 AND count(*) > (SELECT cardinality(array_positions(listed.ids, raw.id)) FROM listed)
+),
+
 doubt AS MATERIALIZED (
     SELECT
         batch.last_at >= CASE
@@ -100,6 +114,7 @@ deleted AS (
             raw.deleted_at IS NOT NULL
             OR raw.id NOT IN (SELECT was_deleted.id FROM was_deleted)
         )
+        AND raw.id NOT IN (SELECT ambiguous.id FROM ambiguous)
         AND (
             NOT (SELECT doubt.is_near FROM doubt)
             OR (raw.id, raw.website_id) IN (
@@ -122,9 +137,11 @@ deleted AS (
     RETURNING raw.id
 ),
 
+-- An id is listed again once, so that it stays ambiguous.
 remaining AS MATERIALIZED (
-    SELECT
+    SELECT DISTINCT ON (raw.id)
         raw.id,
+        raw.id IN (SELECT ambiguous.id FROM ambiguous) AS is_ambiguous,
         (SELECT batch.archived IS NOT NULL FROM batch) AS has_archive,
         raw.id NOT IN (SELECT was_deleted.id FROM was_deleted) AS was_live,
         raw.deleted_at IS NULL AND raw.id IN (SELECT was_deleted.id FROM was_deleted) AS is_restored,
@@ -148,6 +165,7 @@ remaining AS MATERIALIZED (
         AND raw.id = any((SELECT listed.ids FROM listed)::text[])
         AND raw.timestamp BETWEEN (SELECT listed.first_at FROM listed) AND (SELECT listed.last_at FROM listed)
         AND raw.id NOT IN (SELECT deleted.id FROM deleted)
+    ORDER BY raw.id
 ),
 
 listed_again AS (
@@ -190,7 +208,8 @@ total AS (
             NOT remaining.is_held
             AND NOT remaining.is_restored
             AND (NOT remaining.has_archive OR remaining.archived IS NOT NULL)
-        ) AS left_over
+        ) AS left_over,
+        count(*) FILTER (WHERE remaining.is_ambiguous) AS ambiguous
     FROM remaining
 )
 
@@ -238,7 +257,13 @@ SELECT
                             - total.found
                             || ' were not there any more, deleted or moved by somebody else'
                 END,
-                CASE WHEN total.left_over > 0 THEN total.left_over || ' did not go, and nothing of ours keeps them' END
+                CASE
+                    WHEN total.ambiguous > 0 THEN total.ambiguous || ' stay on the list: another event has the id'
+                END,
+                CASE
+                    WHEN total.left_over > total.ambiguous
+                        THEN total.left_over - total.ambiguous || ' did not go, and nothing of ours keeps them'
+                END
             )
     END AS log
 FROM total;
