@@ -25,7 +25,7 @@ demo: $(READY)  ## Run the three jobs in a real Airflow on sample traffic (KEEP=
 	@KEEP='$(KEEP)' DATA='$(DATA)' $(BIN)/python dev/demo.py
 
 test: $(READY)  ## Run the tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(READY)  ## Measure the jobs beside what people use instead, some 8 minutes (SCALE=medium: 30; ONLY=name,name: some)
 	@PYTHONPATH=dags:dev:tests SCALE='$(SCALE)' ONLY='$(ONLY)' $(BIN)/python -m benchmarks

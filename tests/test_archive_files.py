@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -287,10 +287,11 @@ class TestBrokenFiles:
     ) -> None:
         verify = archive.Archive.verify
 
-        def damaged(self: archive.Archive, file: archive.File) -> bool:
-            if file.website_id == "bad":
-                damage(Path(file.uri.removeprefix("file://")))
-            return verify(self, file)
+        def damaged(self: archive.Archive, files: Sequence[archive.File]) -> None:
+            for file in files:
+                if file.website_id == "bad":
+                    damage(Path(file.uri.removeprefix("file://")))
+            verify(self, files)
 
         with monkeypatch.context() as patch:
             patch.setattr(archive.Archive, "verify", damaged)

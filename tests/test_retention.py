@@ -63,6 +63,6 @@ def test_rows_that_did_not_go_are_counted() -> None:
     sentence = left_sentence([], batches([1], [1], (1001, 2)))
     ending = (
         "did not go, though no policy and no change keeps them: look for a trigger or a rule of the application on the "
-        "table, or run this job again."
+        "table, or in the log for ids that several events have, or run this job again."
     )
     assert sentence == f"1,001 events {ending} 2 sessions {ending}"

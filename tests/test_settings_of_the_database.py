@@ -450,18 +450,6 @@ def test_a_database_without_an_encoding_is_refused(server: embedded.Server, monk
             step("check_database", {"version": schema.version()})
 
 
-def test_no_function_that_reads_raw_rows_is_compiled(database: Database) -> None:
-    """On some servers jit is on, and takes longer than what readers ask for."""
-    functions = database.query(
-        "SELECT proname, coalesce(proconfig, '{}') @> '{jit=off}' AS is_off FROM pg_proc"
-        " WHERE pronamespace = 'analytics'::regnamespace AND prosrc ~ 'FROM analytics_(event|session) '"
-        # Only the jobs call these, very often, and their sessions have it off.
-        " AND proname NOT IN ('analytics_has_events', 'analytics_signs')"
-    )
-    assert len(functions) >= 5
-    assert [row["proname"] for row in functions if not row["is_off"]] == []
-
-
 @pytest.fixture
 def reader(
     server: embedded.Server, login: str, database: Database, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ import hashlib
 import io
 import logging
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,9 +75,10 @@ COPY (
 # With the types of the file's columns, so that it does not matter which columns the table has got or lost since then.
 VERIFY = """
 WITH restored AS (
-    INSERT INTO verified SELECT id, analytics_row_hash(ROW({values})::text) FROM read_back RETURNING hash
+    INSERT INTO verified SELECT "/file", id, analytics_row_hash(ROW({values})::text) FROM read_back
+    RETURNING file, hash
 )
-SELECT count(*) AS rows, coalesce(bit_xor(hash), 0) AS content_hash FROM restored
+SELECT file, count(*) AS rows, bit_xor(hash) AS content_hash FROM restored GROUP BY file
 """
 FINISH = """
 UPDATE analytics_purge_batch AS batch
@@ -139,8 +140,8 @@ class Table:
             )
             for name, kind in self.columns
         )
-        connection.execute(sql.SQL("CREATE TEMPORARY TABLE read_back ({})").format(columns))
-        connection.execute("CREATE TEMPORARY TABLE verified (id text, hash bigint)")
+        connection.execute(sql.SQL('CREATE TEMPORARY TABLE read_back ("/file" bigint, {})').format(columns))
+        connection.execute("CREATE TEMPORARY TABLE verified (file bigint, id text, hash bigint)")
 
 
 def describe(connection: Any, kind: str) -> Table:
@@ -334,30 +335,50 @@ class Archive:
             except Exception as error:  # noqa: BLE001
                 files[-1].problem = files[-1].problem or sentence(error)
 
-    def verify(self, file: File) -> bool:
-        """Read a file back, and keep the hashes of its rows if they are those that PostgreSQL wrote."""
+    def verify(self, files: Sequence[File]) -> None:
+        """Read files back, and keep the hashes of the rows of those that are as PostgreSQL wrote them."""
+        written = [file for file in files if not file.problem]
+        found: dict[int, tuple[int, int]] = {}
+        try:
+            with self.writer.transaction():
+                found = read_back(self.writer, self.table, self.texts(written))
+        except psycopg.OperationalError:
+            raise
+        except psycopg.Error as error:
+            if len(written) > 1:  # it says of some row of some file that this cannot be
+                for file in written:
+                    self.verify([file])
+                return
+            written[0].problem = sentence(error)
+        for file in written:
+            rows, content_hash = found.get(file.number, (0, 0))
+            if not file.problem and (rows, content_hash) != (file.rows, file.content_hash):
+                file.problem = f"it was read back with {rows:,} row(s) of {file.rows:,}, or other values"
+        wrong = [file.number for file in written if file.problem]
+        self.writer.execute("DELETE FROM verified WHERE file = ANY(%s)", [wrong])
+
+    def texts(self, files: Sequence[File]) -> Iterator[bytes]:
+        """Yield what is in files of the store, as COPY takes it; one that cannot be read stops no other."""
         import pyarrow.parquet
 
-        if not file.problem:
+        for file in files:
             try:
                 path: Any = ObjectStoragePath(file.uri)
                 file.bytes = path.stat().st_size
-                with self.writer.transaction(), path.open("rb") as source:
-                    found = read_back(self.writer, self.table, pyarrow.parquet.ParquetFile(source))
-                    if found != (file.rows, file.content_hash):
-                        raise ValueError(f"it was read back with {found[0]:,} row(s) of {file.rows:,}, or other values")
-            except psycopg.OperationalError:
-                raise
-            except Exception as error:  # noqa: BLE001
+                with path.open("rb") as source:
+                    yield from text_of(pyarrow.parquet.ParquetFile(source), self.table, file.number)
+            except Exception as error:  # noqa: BLE001 - whatever a store may raise
                 file.problem = sentence(error)
-        if file.problem:
-            self.problems.append(f"{file.website_id} {file.date} ({file.uri}: {file.problem})")
-        return not file.problem
 
     def run_step(self, numbers: Sequence[int]) -> tuple[int, int]:
         """Write and verify the files of some batches; return how many files and rows."""
         self.writer.execute("TRUNCATE verified")
-        files = [file for file in self.write_step(numbers) if self.verify(file)]
+        files = self.write_step(numbers)
+        self.verify(files)
+        self.problems += [
+            f"{file.website_id} {file.date} ({file.uri}: {file.problem})" for file in files if file.problem
+        ]
+        files = [file for file in files if not file.problem]
         with self.writer.transaction():
             self.writer.execute("SET LOCAL synchronous_commit = on")
             self.writer.execute("ANALYZE verified")
@@ -397,34 +418,36 @@ def described(file: Any, connection: psycopg.Connection[Any], kind: str) -> Tabl
     return Table(kind, columns)
 
 
-def read_back(connection: psycopg.Connection[Any], table: Table, file: Any) -> tuple[int, int]:
-    """Read a Parquet file into the temporary tables; return the count and the content hash of its rows.
-
-    :param connection: in a transaction, with the settings of a session of the jobs.
-    :raises Exception: it is not such a file.
-    """
+def text_of(file: Any, table: Table, number: int) -> Iterator[bytes]:
+    """Yield the rows of a Parquet file as COPY takes them for `read_back`, with the file's number."""
     import pyarrow
     import pyarrow.csv
 
+    for group in range(file.num_row_groups):
+        rows = file.read_row_group(group)
+        columns = [pyarrow.repeat(number, rows.num_rows)] + [
+            rows.column(name).cast(pyarrow.int64()) if kind == MOMENT else rows.column(name)
+            for name, kind in table.columns
+        ]
+        text = pyarrow.BufferOutputStream()
+        names = ["/file", *(name for name, _ in table.columns)]
+        options = pyarrow.csv.WriteOptions(include_header=False)
+        pyarrow.csv.write_csv(pyarrow.table(columns, names=names), text, options)
+        yield text.getvalue()
+
+
+def read_back(connection: psycopg.Connection[Any], table: Table, texts: Iterable[bytes]) -> dict[int, tuple[int, int]]:
+    """Read rows of files into the temporary tables; return the count and the content hash of each file's rows.
+
+    :param connection: in a transaction, with the settings of a session of the jobs.
+    :raises psycopg.Error: they are not such rows.
+    """
     connection.execute("TRUNCATE read_back")
-    names = [name for name, _ in table.columns]
-    query = sql.SQL("COPY read_back ({}) FROM STDIN (FORMAT csv)").format(
-        sql.SQL(", ").join(sql.Identifier(name) for name in names)
-    )
-    with connection.cursor().copy(query) as copy:
-        for group in range(file.num_row_groups):
-            rows = file.read_row_group(group)
-            columns = [
-                rows.column(name).cast(pyarrow.int64()) if kind == MOMENT else rows.column(name)
-                for name, kind in table.columns
-            ]
-            text = pyarrow.BufferOutputStream()
-            pyarrow.csv.write_csv(
-                pyarrow.table(columns, names=names), text, pyarrow.csv.WriteOptions(include_header=False)
-            )
-            copy.write(text.getvalue())
-    rows, content_hash = connection.execute(sql.SQL(VERIFY).format(values=table.restored)).fetchone() or (0, 0)
-    return rows, content_hash
+    with connection.cursor().copy("COPY read_back FROM STDIN (FORMAT csv)") as copy:
+        for text in texts:
+            copy.write(text)
+    found = connection.execute(sql.SQL(VERIFY).format(values=table.restored)).fetchall()
+    return {number: (rows, content_hash) for number, rows, content_hash in found}
 
 
 class ArchiveOperator(PostgresOperator):

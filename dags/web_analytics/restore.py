@@ -71,12 +71,12 @@ def restore(dsn: str, search_path: str, kind: str, website: str, days: tuple[str
                         table = archive.described(file, connection, kind)
                         connection.execute("DROP TABLE IF EXISTS pg_temp.read_back, pg_temp.verified")
                         table.make_temporary(connection)
-                        found = archive.read_back(connection, table, file)
+                        found = archive.read_back(connection, table, archive.text_of(file, table, number))
                 except psycopg.OperationalError:
                     raise
                 except Exception as error:  # noqa: BLE001 - whatever a store, or a file that is not right, may raise
                     raise ValueError(f"{where}, cannot be read: {archive.sentence(error)}") from None
-                if found != (rows, content_hash):
+                if found.get(number) != (rows, content_hash):
                     raise ValueError(f"{where}, has not the {rows:,} row(s) that were written")
                 if is_new:
                     add_columns(connection, name, table)

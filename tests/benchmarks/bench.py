@@ -103,7 +103,8 @@ class Database:
             yield
             for number, index in enumerate(indexes, 1):
                 progress(f"{self.name}: index {number} of {len(indexes)}")
-                connection.execute(index["definition"].encode())
+                # Those of a partitioned table are to be built on its partitions as well.
+                connection.execute(index["definition"].replace(" ON ONLY ", " ON ").encode())
             progress(f"{self.name}: VACUUM and CHECKPOINT")
             connection.execute("VACUUM (ANALYZE)")
             connection.execute("CHECKPOINT")
