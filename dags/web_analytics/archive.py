@@ -224,6 +224,8 @@ class Archive:
 
     def __post_init__(self) -> None:
         """Make the temporary tables."""
+        # That a file is being written may be lost in a crash of the server; what is marked as verified may not.
+        self.writer.execute("SET synchronous_commit = off")
         self.table.make_temporary(self.writer)
 
     def write_step(self, numbers: Sequence[int]) -> list[File]:
@@ -291,6 +293,7 @@ class Archive:
 
     def open(self, website_id: str, date: str, schema: Any) -> File:
         """Begin a file, which the manifest knows of from now on."""
+        import pyarrow
         import pyarrow.parquet
 
         [number] = self.writer.execute(
@@ -304,7 +307,7 @@ class Archive:
             path: Any = ObjectStoragePath(uri)
             if path.protocol == "file":
                 path.parent.mkdir(parents=True, exist_ok=True)
-            file.sink = path.open("wb")
+            file.sink = pyarrow.output_stream(path.open("wb"), buffer_size=1 << 16)  # a file has hundreds of small parts
             file.writer = pyarrow.parquet.ParquetWriter(file.sink, schema, compression="zstd")
         except Exception as error:  # noqa: BLE001 - whatever a store may raise
             file.problem = sentence(error)
@@ -483,8 +486,6 @@ class ArchiveOperator(PostgresOperator):
             raise AirflowFailException("ANALYTICS_ARCHIVE_URI needs the package pyarrow: install it.") from None
         # One at a time: a second one would take this one's files for leftovers.
         writer.execute("SELECT pg_advisory_lock(hashtextextended('web_analytics.archive', 0))")
-        # That a file is being written may be lost in a crash of the server; what is marked as verified may not.
-        writer.execute("SET synchronous_commit = off")
         reader: Any = self._hook.get_conn()
         reader.autocommit = True
         try:

@@ -99,12 +99,18 @@ BEGIN
             $query$
                 WITH listed AS MATERIALIZED (
                     SELECT
-                        name.id, name.hash, name.place <= cardinality(batch.ids) AS was_live,
-                        batch.archived IS NOT NULL AS has_archive, batch.first_at, batch.last_at
-                    FROM analytics_purge_batch AS batch
+                        name.id, name.hash, name.place <= batch.live AS was_live, batch.has_archive, batch.first_at,
+                        batch.last_at
+                    FROM (
+                        -- Asking the arrays for each of their elements would unpack them each time.
+                        SELECT
+                            stored.*, cardinality(stored.ids) AS live, stored.archived IS NOT NULL AS has_archive
+                        FROM analytics_purge_batch AS stored
+                        WHERE stored.kind = 'event' AND stored.last_at >= $1 AND stored.first_at < $2
+                        OFFSET 0
+                    ) AS batch
                     CROSS JOIN LATERAL unnest(batch.ids || batch.deleted_ids, batch.archived)
                         WITH ORDINALITY AS name (id, hash, place)
-                    WHERE batch.kind = 'event' AND batch.last_at >= $1 AND batch.first_at < $2
                 )
 
                 SELECT sum(found.events), count(*) FILTER (WHERE found.events > 1)
@@ -323,7 +329,7 @@ BEGIN
                     WITH batch AS (
                         DELETE FROM analytics_purge_batch AS stored
                         WHERE stored.kind = 'event' AND stored.last_at >= $1 AND stored.first_at < $2
-                        RETURNING *
+                        RETURNING stored.*, cardinality(stored.ids) AS live
                     )
 
                     INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids, archived)
@@ -334,7 +340,7 @@ BEGIN
                         CASE WHEN bool_or(batch.archived IS NOT NULL) THEN array_agg(name.hash ORDER BY name.place) END
                     FROM batch
                     CROSS JOIN LATERAL (
-                        SELECT listed.*, listed.place <= cardinality(batch.ids) AS was_live
+                        SELECT listed.*, listed.place <= batch.live AS was_live
                         FROM unnest(batch.ids || batch.deleted_ids, batch.archived)
                             WITH ORDINALITY AS listed (id, hash, place)
                         WHERE NOT EXISTS (SELECT FROM %s AS event WHERE event.id = listed.id)
