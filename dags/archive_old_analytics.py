@@ -42,7 +42,7 @@ NONE_FAILED = {"trigger_rule": "none_failed"}  # a step with nothing to do is sk
         "retention_days": Param(settings.retention_days, type="integer", minimum=1, maximum=36500, title="Days kept"),
         "batch_size": Param(settings.batch_size, type="integer", minimum=1, maximum=100_000, title="Rows per batch"),
         "dry_run": Param(False, type="boolean", title="Dry run", description="Count, delete nothing"),
-        "confirm": Param(False, type="boolean", title="Confirm", description="Go on even if it is unusual"),
+        "confirm": Param(False, type="boolean", title="Confirm", description="Delete even what is far more than usual"),
     },
 )
 def archive_old_analytics():

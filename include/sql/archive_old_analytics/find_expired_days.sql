@@ -60,16 +60,18 @@ found AS (
     CROSS JOIN taken
 ),
 
+session_website AS MATERIALIZED (
+    SELECT
+        name.website_id,
+        analytics_cutoff(name.website_id, %(retention_days)s::int) AS cutoff
+    FROM (SELECT DISTINCT session.website_id FROM analytics_session AS session) AS name
+),
+
 expired_session AS (
     SELECT
         website.website_id,
         count(*) AS sessions
-    FROM (
-        SELECT
-            name.website_id,
-            analytics_cutoff(name.website_id, %(retention_days)s::int) AS cutoff
-        FROM (SELECT DISTINCT session.website_id FROM analytics_session AS session) AS name
-    ) AS website
+    FROM session_website AS website
     INNER JOIN analytics_session AS session
         ON website.website_id = session.website_id AND website.cutoff > session.last_activity_at
     GROUP BY website.website_id
