@@ -20,14 +20,16 @@ CREATE INDEX ON public.analytics_event (session_id) WHERE deleted_at IS NULL;
 """
 
 
-def partition(database: Database, *bounds: str) -> None:
-    """Make analytics_event a partitioned table, with partitions that begin and end at `bounds`, and install on it."""
+def partition(database: Database, *bounds: str, owner: str = "postgres") -> None:
+    """Make analytics_event a partitioned, empty table of `owner`, with partitions that begin and end at `bounds`."""
     from web_analytics import schema
 
     database.connection.execute(PARTITIONED.encode())
     for number, (start, end) in enumerate(pairwise(bounds)):
         add_partition(database, f"event_{number}", start, end)
     schema.install(database.dsn, "analytics,public")
+    for table in ("analytics_event", *partitions(database)):
+        database.connection.execute(f"ALTER TABLE {table} OWNER TO {owner}".encode())
 
 
 def partitioned_template(
@@ -37,9 +39,7 @@ def partitioned_template(
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
     database = Database(server.dsn(name))
-    partition(database, *bounds)
-    for table in ("analytics_event", *partitions(database)):
-        database.connection.execute(f"ALTER TABLE {table} OWNER TO {owner}".encode())
+    partition(database, *bounds, owner=owner)
     database.close_connections()
     return name
 

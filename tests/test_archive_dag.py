@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
 
-from conftest import Database
+from conftest import LOGIN, Database
 from dag_runs import Run, dags, run_dag, triggered_confs
+from partition_steps import partition, partitions
 from retention_steps import late, listed, policy, sealed_days
 from web_analytics.job import JOB
 
@@ -23,6 +24,10 @@ SESSIONS = "SELECT count(*) FROM analytics_session"
 @pytest.fixture
 def _old_traffic(database: Database, midnight: datetime) -> None:
     """2,100 expired events of one session, one kept event of another."""
+    store(database, midnight)
+
+
+def store(database: Database, midnight: datetime) -> None:
     database.query(
         "INSERT INTO analytics_event (id, website_id, event_type, pathname, visitor_id, session_id, device_type,"
         " timestamp) SELECT 'anevt_' || n, 'site', 'pageview', '/', 'visitor', 'old', 'desktop',"
@@ -98,6 +103,27 @@ def test_batches_are_mapped_tasks_and_a_second_run_has_nothing_to_do(
     assert "[Analytics Archive] ✅ Archived 0 old event(s)" in again.log
     assert stats(database) == before
     assert ledger(database) == [("success", 2101, 4, 0, 0), ("success", 0, 0, 0, 0)]
+
+
+def test_a_partition_of_expired_events_is_dropped_and_the_others_go_in_batches(
+    database: Database, midnight: datetime, old_day: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database.connection.execute("DELETE FROM analytics_session")
+    partition(database, "MINVALUE", str(midnight - 1000 * SECOND), "MAXVALUE", owner=LOGIN)
+    store(database, midnight)
+    run_dag("aggregate_daily_analytics", capsys, conf={"stat_date": old_day})
+    before = stats(database)
+    run = archive(capsys)
+    assert run.state == "success"
+    assert (run.tasks["drop_partition"], run.labels["drop_partition"]) == (["success"], ["event_0"])
+    assert run.tasks["delete_event_batch"] == ["success"] * 2
+    for table in ("event", "session"):
+        assert database.query(f"SELECT session_id FROM analytics_{table}") == [{"session_id": "kept"}]
+    assert (stats(database), sealed_days(database), listed(database)) == (before, [("site", old_day)], {})
+    assert partitions(database) == ["event_1"]
+    assert "[Analytics Archive] Dropped partition event_0 of 1,100 events" in run.log
+    assert "[Analytics Archive] ✅ Archived 2,100 old event(s)" in run.log
+    assert ledger(database) == [("success", 2101, 4, 0, 0)]
 
 
 def test_a_day_that_was_never_aggregated_is_aggregated_and_goes_in_the_same_run(

@@ -78,6 +78,16 @@ def test_days_are_sealed_and_their_events_deleted_without_looking_at_others(samp
     assert plans.run(sample.connection, DELETE_EVENTS, **second)[0] == []
 
 
+def test_the_cutoff_of_a_website_is_not_asked_for_each_day_or_session(sample: Database) -> None:
+    with sample.connection.transaction():
+        sample.connection.execute("SET LOCAL track_functions = 'pl'")
+        retention = Retention(sample.connection, sample)
+        steps = retention.find()["steps"]
+        retention.seal()
+        query = "SELECT calls FROM pg_stat_xact_user_functions WHERE funcname = 'analytics_cutoff'"
+        assert 10 <= sample.value(query) <= 10 * (6 + 2 * len(steps))
+
+
 def test_idle_sessions_are_found_among_the_open_ones(sample: Database) -> None:
     sample.connection.execute("UPDATE analytics_session SET ended_at = NULL WHERE started_at >= '2024-01-22T00:00Z'")
     sample.connection.execute("ANALYZE analytics_session")
