@@ -27,9 +27,9 @@ def partition(database: Database, *bounds: str, owner: str = "postgres") -> None
     database.connection.execute(PARTITIONED.encode())
     for number, (start, end) in enumerate(pairwise(bounds)):
         add_partition(database, f"event_{number}", start, end)
+        database.connection.execute(f"ALTER TABLE event_{number} OWNER TO {owner}".encode())
+    database.connection.execute(f"ALTER TABLE analytics_event OWNER TO {owner}".encode())
     schema.install(database.dsn, "analytics,public")
-    for table in ("analytics_event", *partitions(database)):
-        database.connection.execute(f"ALTER TABLE {table} OWNER TO {owner}".encode())
 
 
 def partitioned_template(

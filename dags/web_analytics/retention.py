@@ -76,7 +76,7 @@ def drop_partition(plan: PostgresOperator) -> MappedOperator:
         sql=[f"archive_old_analytics/{file}.sql" for file in ("begin_detach", "drop_detached")],
         max_active_tis_per_dag=1,
         # A partition can be detached when the transactions that began before have ended. Nobody waits behind that.
-        session_settings={"lock_timeout": "10min", "work_mem": "64MB"},
+        session_settings={"lock_timeout": "10min", "work_mem": "256MB"},
         map_index_template="{{ task.parameters['label'] }}",
     ).expand(parameters=plan.output)
 

@@ -17,15 +17,14 @@ def partitions(bench: Bench) -> None:
     event before it goes; 3 rounds, of two partitions each, one for each way."""
     database, events = bench.database("partitions"), bench.events // 20
     bounds = [str(day(DAYS_KEPT + 2 * ROUNDS - n)) for n in range(2 * ROUNDS + 1)]
-    partition(Owned(database), *bounds)  # type: ignore[arg-type]
+    partition(Owned(database), *bounds, owner=LOGIN)  # type: ignore[arg-type]
     add_partition(Owned(database), "kept", bounds[-1], "MAXVALUE")  # type: ignore[arg-type]
     with database.bulk():
         database.load(2 * ROUNDS * events, days_ago=DAYS_KEPT + 2 * ROUNDS, days=2 * ROUNDS)
         database.load(events, days_ago=DAYS_KEPT, days=DAYS_KEPT)
     database.aggregate(DAYS_KEPT + 2 * ROUNDS)
     with database.owner() as owner, database.connect(work_mem="64MB") as job:
-        for name in ("analytics_event", *(f"event_{n}" for n in range(2 * ROUNDS)), "kept"):
-            execute(owner, f"ALTER TABLE {name} OWNER TO {LOGIN}")
+        execute(owner, f"ALTER TABLE kept OWNER TO {LOGIN}")
         execute(owner, f"GRANT CREATE ON SCHEMA public TO {LOGIN}")
         execute(owner, "VACUUM (ANALYZE)")
         run = Retention(job, retention_days=DAYS_KEPT)

@@ -29,7 +29,7 @@ CREATE OR REPLACE FUNCTION analytics_why_kept(
     partition regclass, starts_at timestamptz, ends_at timestamptz, retention_days integer, is_exact boolean,
     OUT events bigint, OUT reason text
 )
-LANGUAGE plpgsql SET enable_nestloop = off SET enable_mergejoin = off AS $$
+LANGUAGE plpgsql SET enable_nestloop = off SET enable_mergejoin = off SET enable_sort = off AS $$
 DECLARE
     kept text;
     listed bigint;
@@ -222,9 +222,10 @@ LANGUAGE sql AS $$
     FROM analytics_detached_partition AS remembered
 $$;
 
--- Makes sure that each event of a partition may go, remembers it, and returns the statement that detaches it; NULL if
--- it is not to be detached, or was before. No function can run that statement. From here to the end of the session no
--- other run detaches or drops any, nor lets this one be forgotten.
+-- Remembers a partition that may go as far as that can be told without a look at each event, which is taken when nobody
+-- can write into it any more, and returns the statement that detaches it; NULL if it is not to be detached, or was
+-- before. No function can run that statement. From here to the end of the session no other run detaches or drops any,
+-- nor lets this one be forgotten.
 CREATE OR REPLACE FUNCTION analytics_begin_detach(
     partition regclass, retention_days integer, OUT statement text, OUT log text
 )
@@ -250,7 +251,7 @@ BEGIN
     IF reason IS NULL THEN
         reason := (
             SELECT kept.reason
-            FROM analytics_why_kept(partition, attached.starts_at, attached.ends_at, retention_days, TRUE) AS kept
+            FROM analytics_why_kept(partition, attached.starts_at, attached.ends_at, retention_days, FALSE) AS kept
         );
     END IF;
     IF attached.ends_at > analytics_cutoff(NULL, retention_days) THEN
