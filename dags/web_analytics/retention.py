@@ -37,7 +37,8 @@ def seal(task_id: str, steps: Any, **kwargs: Any) -> Any:
 
 def archive(kind: str) -> PostgresOperator:
     """Return the task that writes listed rows of a kind (event or session) to the archive, if there is one."""
-    return ArchiveOperator(task_id=f"archive_{kind}s", kind=kind)
+    # A step's 100,000 rows are sorted in memory.
+    return ArchiveOperator(task_id=f"archive_{kind}s", kind=kind, session_settings={"work_mem": "256MB"})
 
 
 def delete_batch(table: str, plan: PostgresOperator) -> MappedOperator:
