@@ -98,8 +98,8 @@ def sessions(bench: Bench) -> None:
         load_sessions(database, idle=3 * count * ROUNDS, active=active, closed=active // 10)
 
     def batches() -> None:
-        for _ in range(count // 1000):
-            assert close_batch(job) == 1000
+        for done in range(0, count, 1000):
+            assert close_batch(job, done=done) == 1000
 
     with database.owner() as owner, database.connect() as job:
         idle = execute(owner, LEFT)[0]["sessions"]
@@ -121,9 +121,9 @@ def sessions(bench: Bench) -> None:
     heartbeats(bench)
 
 
-def close_batch(job: Connection, file: str = CLOSE) -> int:
-    """Close one batch of sessions at most; return how many."""
-    [row] = run_file(job, file, idle_minutes=30, batch_size=1000, done=0)
+def close_batch(job: Connection, file: str = CLOSE, done: int = 0) -> int:
+    """Close one batch of sessions at most, after others that closed `done`; return how many."""
+    [row] = run_file(job, file, idle_minutes=30, batch_size=1000, done=done)
     return int(row["result"]["rows"])
 
 
