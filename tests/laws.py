@@ -61,8 +61,8 @@ BREAKS = [
         "Purge: only what is listed",
         "test_purge_law.py::TestBetweenListAndDeletion::test_the_application_goes_on[False-moved to another day]",
         DELETE_EVENTS,
-        "        batch.last_at,\n",
-        "        'infinity'::timestamptz AS last_at,\n",
+        "        batch.first_at,\n",
+        "        '-infinity'::timestamptz AS first_at,\n",
     ),
     Break(
         "Purge: restored while the batch waits",
