@@ -307,9 +307,8 @@ class Archive:
             path: Any = ObjectStoragePath(uri)
             if path.protocol == "file":
                 path.parent.mkdir(parents=True, exist_ok=True)
-            file.sink = pyarrow.output_stream(
-                path.open("wb"), buffer_size=1 << 16
-            )  # a file has hundreds of small parts
+            # A file has hundreds of small parts.
+            file.sink = pyarrow.output_stream(path.open("wb"), buffer_size=1 << 16)
             file.writer = pyarrow.parquet.ParquetWriter(file.sink, schema, compression="zstd")
         except Exception as error:  # noqa: BLE001 - whatever a store may raise
             file.problem = sentence(error)

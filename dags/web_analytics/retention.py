@@ -16,7 +16,7 @@ from web_analytics.settings import settings
 PARAMETERS = RUN | {
     name: f"{{{{ params.{name} | int }}}}" for name in ("retention_days", "batch_size", "dry_run", "confirm")
 }
-PARAMETERS["has_archive"] = str(settings.archive_uri is not None)
+PARAMETERS |= {"has_archive": str(settings.archive_uri is not None)}
 
 
 def sql(task_id: str, file: str = "", operator: Any = PostgresOperator, **kwargs: Any) -> Any:

@@ -13,6 +13,7 @@ from benchmarks.memory import run_task
 from retention_steps import Retention
 
 DAYS_KEPT = 10
+NOTHING_ARCHIVED = "TRUNCATE analytics_archive_file; UPDATE analytics_purge_batch SET archived = '{}'"
 COPY, FILES, VERIFIED = "COPY the rows out", "write the files", "write, read back and verify them"
 
 
@@ -42,21 +43,14 @@ def filled(bench: Bench, events: int) -> Database:
 
 def measure(bench: Bench, database: Database, folder: Path) -> None:
     """Measure time and bytes."""
-    from web_analytics.archive import Archive, describe
+    from web_analytics.archive import STEP, STEPS, Archive, describe
 
     with database.owner() as owner, database.connect() as reader, database.connect() as writer:
         for connection in (reader, writer):
             connection.row_factory = psycopg.rows.tuple_row  # type: ignore[assignment]
         archive: Any = Archive(f"file://{folder}", describe(writer, "event"), reader, writer)
-        steps = [
-            row["numbers"]
-            for row in execute(
-                owner,
-                "SELECT array_agg(number ORDER BY number) AS numbers FROM ("
-                " SELECT number, sum(rows) OVER (ORDER BY number) - rows AS before FROM analytics_purge_batch"
-                ") AS batch GROUP BY before / 100000 ORDER BY min(number)",
-            )
-        ]
+        execute(owner, NOTHING_ARCHIVED)
+        steps = [row["numbers"] for row in execute(owner, STEPS, {"kind": "event", "step": STEP})]
 
         def copy_out() -> None:
             query = f"COPY (SELECT * FROM analytics_event WHERE timestamp < '{day(DAYS_KEPT)}') TO STDOUT"
@@ -66,7 +60,7 @@ def measure(bench: Bench, database: Database, folder: Path) -> None:
 
         def fresh() -> None:
             shutil.rmtree(folder, ignore_errors=True)
-            execute(owner, "TRUNCATE analytics_archive_file; UPDATE analytics_purge_batch SET archived = '{}'")
+            execute(owner, NOTHING_ARCHIVED)
 
         def write() -> float:
             fresh()
@@ -108,7 +102,7 @@ def memory(bench: Bench, few: Database, many: Database, folder: Path) -> None:
             database.owner() as owner,
             mock.patch.dict(os.environ, ANALYTICS_ARCHIVE_URI=f"file://{folder}/{database.name}"),
         ):
-            execute(owner, "TRUNCATE analytics_archive_file; UPDATE analytics_purge_batch SET archived = '{}'")
+            execute(owner, NOTHING_ARCHIVED)
             found.append(run_task(database, owner, {"kind": "event"}))
     bench.table(
         "Peak memory of archive_events in MB",

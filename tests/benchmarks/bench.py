@@ -24,7 +24,7 @@ from aggregation_steps import aggregate_days
 from conftest import LOGIN, ROOT
 
 ROUNDS = 5
-SCALES = {"small": 1_000_000, "tiny": 200_000, "medium": 10_000_000, "large": 50_000_000}
+SCALES = {"small": 1_000_000, "medium": 10_000_000, "large": 50_000_000}
 
 # The traffic of a year, then a day of half of all events, one of a tenth of them, and one without any.
 YEAR = 365

@@ -194,23 +194,22 @@ total AS (
         (SELECT sum(batch.rows) FROM batch) AS listed,
         (SELECT count(*) FROM deleted) AS deleted,
         count(*) AS found,
-        count(*) FILTER (WHERE remaining.is_restored) AS restored,
-        count(*) FILTER (WHERE remaining.is_held AND NOT remaining.is_restored) AS held,
-        count(*) FILTER (
-            WHERE
-            NOT remaining.is_held
-            AND NOT remaining.is_restored
-            AND remaining.has_archive
-            AND remaining.archived IS NULL
-        ) AS unarchived,
-        count(*) FILTER (
-            WHERE
-            NOT remaining.is_held
-            AND NOT remaining.is_restored
-            AND (NOT remaining.has_archive OR remaining.archived IS NOT NULL)
-        ) AS left_over,
-        count(*) FILTER (WHERE remaining.is_ambiguous) AS ambiguous
-    FROM remaining
+        count(*) FILTER (WHERE stays.why = 'restored') AS restored,
+        count(*) FILTER (WHERE stays.why = 'held') AS held,
+        count(*) FILTER (WHERE stays.why = 'not archived') AS unarchived,
+        count(*) FILTER (WHERE stays.why = 'ambiguous') AS ambiguous,
+        count(*) FILTER (WHERE stays.why IS NULL) AS unexplained,
+        count(*) FILTER (WHERE stays.why = 'ambiguous' OR stays.why IS NULL) AS left_over
+    FROM (
+        SELECT
+            CASE
+                WHEN remaining.is_restored THEN 'restored'
+                WHEN remaining.is_held THEN 'held'
+                WHEN remaining.has_archive AND remaining.archived IS NULL THEN 'not archived'
+                WHEN remaining.is_ambiguous THEN 'ambiguous'
+            END AS why
+        FROM remaining
+    ) AS stays
 )
 
 SELECT
@@ -261,8 +260,8 @@ SELECT
                     WHEN total.ambiguous > 0 THEN total.ambiguous || ' stay on the list: another event has the id'
                 END,
                 CASE
-                    WHEN total.left_over > total.ambiguous
-                        THEN total.left_over - total.ambiguous || ' did not go, and nothing of ours keeps them'
+                    WHEN total.unexplained > 0
+                        THEN total.unexplained || ' did not go, and nothing of ours keeps them'
                 END
             )
     END AS log
