@@ -62,5 +62,10 @@ def check_database() -> PostgresOperator:
     return CheckDatabase(
         task_id="check_database",
         sql=["check_database.sql", "watch/start_run.sql"],
-        parameters=RUN | {"version": schema.version(), "timezone": settings.timezone},
+        parameters=RUN
+        | {
+            "version": schema.version(),
+            "timezone": settings.timezone,
+            "ignored_events": settings.ignored_events,
+        },
     )

@@ -10,8 +10,8 @@ from typing import Annotated
 from zoneinfo import ZoneInfo
 
 from croniter import croniter
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def _cron(value: str) -> str:
@@ -42,6 +42,10 @@ def _store(value: str) -> str:
     return value.rstrip("/")
 
 
+def _names(value: str) -> list[str]:
+    return sorted({name.strip() for name in value.split(",")} - {""})
+
+
 Cron = Annotated[str, AfterValidator(_cron)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
 
@@ -53,6 +57,9 @@ class Settings(BaseSettings):
 
     timezone: TimeZone = "UTC"
     """Time zone of the calendar day that is aggregated and of the retention cutoff (IANA name)."""
+    ignored_events: Annotated[list[str], NoDecode, BeforeValidator(_names)] = Field(default=[], validate_default=False)
+    """Names of custom events, separated by commas, that are not counted as such: heartbeats. They make no session
+    unbounced, and are proven and deleted like all."""
     aggregate_schedule: Cron = "0 1 * * *"
     """When `aggregate_daily_analytics` runs (cron, UTC)."""
     cleanup_schedule: Cron = "*/10 * * * *"

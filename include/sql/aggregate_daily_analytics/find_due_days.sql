@@ -1,5 +1,5 @@
 -- Finds days whose daily stats are missing or no longer right: events came late, were edited, moved, soft- or
--- hard-deleted since, or the website's time zone was changed. Sealed rows are never due, and rows that are kept as they
+-- hard-deleted since, or the website's time zone or the events that are ignored were changed. Sealed rows are never due, and rows that are kept as they
 -- are not while fewer events are there than they count. A day that is not over is due only if it has a row, as it can
 -- have after a change of the zone.
 -- Result: one row: result (json: the days, YYYY-MM-DD, oldest first), log.
@@ -26,8 +26,22 @@ due AS (
             WHEN stats.website_id IS NULL THEN event_day.ends_at <= now() AND sign.total_events > 0
             WHEN stats.kept_at IS NOT NULL THEN sign.total_events >= stats.total_events
             ELSE
-                (stats.starts_at, stats.ends_at, stats.total_events, stats.deleted_events, stats.edits_hash)
-                <> (event_day.starts_at, event_day.ends_at, sign.total_events, sign.deleted_events, sign.edits_hash)
+                (
+                    stats.starts_at,
+                    stats.ends_at,
+                    stats.total_events,
+                    stats.deleted_events,
+                    stats.edits_hash,
+                    stats.ignored_events
+                )
+                IS DISTINCT FROM (
+                    event_day.starts_at,
+                    event_day.ends_at,
+                    sign.total_events,
+                    sign.deleted_events,
+                    sign.edits_hash,
+                    (SELECT analytics_ignored_events())
+                )
         END
     UNION
     -- All events of the day are gone, or are another day's now.

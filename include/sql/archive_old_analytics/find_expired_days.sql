@@ -60,23 +60,6 @@ found AS (
     CROSS JOIN taken
 ),
 
-session_website AS MATERIALIZED (
-    SELECT
-        name.website_id,
-        analytics_cutoff(name.website_id, %(retention_days)s::int) AS cutoff
-    FROM (SELECT DISTINCT session.website_id FROM analytics_session AS session) AS name
-),
-
-expired_session AS (
-    SELECT
-        website.website_id,
-        count(*) AS sessions
-    FROM session_website AS website
-    INNER JOIN analytics_session AS session
-        ON website.website_id = session.website_id AND website.cutoff > session.last_activity_at
-    GROUP BY website.website_id
-),
-
 expired_website AS MATERIALIZED (
     SELECT
         event.first_day,
@@ -116,7 +99,8 @@ expired_website AS MATERIALIZED (
         FROM expired_day AS day
         GROUP BY day.website_id
     ) AS event
-    FULL JOIN expired_session ON event.website_id = expired_session.website_id
+    FULL JOIN analytics_expired_sessions(%(retention_days)s::int) AS expired_session
+        ON event.website_id = expired_session.website_id
 ),
 
 expired_total AS (
@@ -127,102 +111,6 @@ expired_total AS (
         FILTER (WHERE website.number <= 50) AS log,
         string_agg(website.text, '; ' ORDER BY website.number) FILTER (WHERE website.number <= 5) AS text
     FROM expired_website AS website
-),
-
-policy AS MATERIALIZED (SELECT * FROM analytics_policies(%(retention_days)s::int)),
-
-policy_before AS MATERIALIZED (
-    SELECT stored.*
-    FROM (
-        SELECT run.policies FROM analytics_job_run AS run
-        WHERE run.job = %(job)s AND run.run_id <> %(run_id)s AND run.policies IS NOT NULL
-        ORDER BY run.started_at DESC LIMIT 1
-    ) AS latest
-    CROSS JOIN LATERAL jsonb_to_recordset(latest.policies) AS stored (website_id text, days int, timezone text)
-),
-
--- A website that has no policy of its own at one of the two runs has that of all.
-changed AS (
-    SELECT
-        website.website_id,
-        present.days,
-        former.days AS days_before,
-        present.timezone,
-        former.timezone AS timezone_before,
-        coalesce(website.website_id, 'all websites without a policy of their own') AS name
-    FROM (
-        SELECT policy.website_id FROM policy
-        UNION
-        SELECT policy_before.website_id FROM policy_before
-    ) AS website
-    CROSS JOIN
-        LATERAL (
-            SELECT
-                own.days,
-                own.timezone
-            FROM policy AS own
-            WHERE own.website_id = website.website_id OR own.website_id IS NULL
-            ORDER BY own.website_id ASC NULLS LAST LIMIT 1
-        ) AS present
-    CROSS JOIN LATERAL (
-        SELECT
-            own.days,
-            own.timezone
-        FROM policy_before AS own
-        WHERE own.website_id = website.website_id OR own.website_id IS NULL
-        ORDER BY own.website_id ASC NULLS LAST LIMIT 1
-    ) AS former
-),
-
-usual AS (
-    SELECT
-        percentile_cont(0.5) WITHIN GROUP (ORDER BY run.rows) AS median,
-        count(*) AS runs
-    FROM (
-        SELECT coalesce(stored.expired_rows, stored.rows_deleted) AS rows FROM analytics_job_run AS stored
-        WHERE
-            stored.job = %(job)s
-            AND stored.run_id <> %(run_id)s
-            AND coalesce(stored.expired_rows, stored.rows_deleted) > 0
-        ORDER BY stored.started_at DESC LIMIT 8
-    ) AS run
-),
-
-reason AS (
-    SELECT
-        1 AS place,
-        NULL AS website_id,
-        CASE
-            WHEN usual.runs = 0 THEN 'it is the first one that finds any'
-            ELSE
-                format(
-                    'that is more than 3 times %%s, the median of the last %%s run(s)',
-                    to_char(usual.median, 'FM999,999,999,999,990'), usual.runs
-                )
-        END AS text
-    FROM expired_total
-    CROSS JOIN usual
-    WHERE expired_total.rows > coalesce(3 * usual.median, 0)
-    UNION ALL
-    SELECT
-        2 AS place,
-        changed.website_id,
-        format(
-            'raw data of %%s is kept for %%s days, and was kept %%s at the last run',
-            changed.name, changed.days, coalesce('for ' || changed.days_before, 'for ever')
-        ) AS text
-    FROM changed
-    WHERE changed.days < coalesce(changed.days_before, 2147483647)
-    UNION ALL
-    SELECT
-        3 AS place,
-        changed.website_id,
-        format(
-            'days of %%s are of time zone %%s, and were of %%s at the last run',
-            changed.name, changed.timezone, changed.timezone_before
-        ) AS text
-    FROM changed
-    WHERE changed.timezone <> changed.timezone_before
 ),
 
 brake AS MATERIALIZED (
@@ -237,13 +125,10 @@ brake AS MATERIALIZED (
             coalesce(expired_total.text, 'nothing now'),
             CASE WHEN expired_total.websites > 5 THEN format('; and of %%s more', expired_total.websites - 5) END
         ), E'\n\r', '  ') AS sentence
-    FROM (
-        SELECT
-            reason.text,
-            row_number() OVER (ORDER BY reason.place, reason.website_id NULLS FIRST) AS number
-        FROM reason
-    ) AS reason
-    CROSS JOIN expired_total
+    FROM expired_total
+    CROSS JOIN
+        LATERAL analytics_unusual(%(retention_days)s::int, expired_total.rows, %(run_id)s)
+        WITH ORDINALITY AS reason (text, number)
     GROUP BY expired_total.rows, expired_total.text, expired_total.websites
 ),
 
@@ -252,7 +137,8 @@ let_go AS (
     SET
         expired_rows = expired_total.rows,
         policies = (
-            SELECT jsonb_agg(to_jsonb(policy) ORDER BY convert_to(policy.website_id, 'UTF8') NULLS FIRST) FROM policy
+            SELECT jsonb_agg(to_jsonb(policy) ORDER BY convert_to(policy.website_id, 'UTF8') NULLS FIRST)
+            FROM analytics_policies(%(retention_days)s::int) AS policy
         )
     FROM expired_total
     WHERE

@@ -6,7 +6,9 @@
 --   has_archive (boolean: nothing that is listed is in it yet), job, run_id (text).
 -- Result: one row: log, result (NULL, or json about the days whose row does not count exactly their events, which are
 --   left: first_day, last_day, count, named, and the parameters of aggregate_day.sql).
-WITH day AS MATERIALIZED (
+WITH ignored AS MATERIALIZED (SELECT analytics_ignored_events() AS names),
+
+day AS MATERIALIZED (
     SELECT
         website.website_id,
         day.date,
@@ -16,8 +18,10 @@ WITH day AS MATERIALIZED (
         stats.events_hash,
         stats.sealed_at,
         stats.kept_at,
-        stats.late_pageviews + stats.late_custom_events AS late_before,
-        (stats.starts_at, stats.ends_at) = (day.starts_at, day.ends_at) AS has_bounds
+        stats.late_pageviews + stats.late_custom_events + stats.late_ignored_events AS late_before,
+        -- Counted in these bounds, and as events are counted now.
+        (stats.starts_at, stats.ends_at, stats.ignored_events)
+        IS NOT DISTINCT FROM (day.starts_at, day.ends_at, (SELECT ignored.names FROM ignored)) AS is_as_now
     FROM (
         SELECT
             name.website_id,
@@ -81,6 +85,7 @@ raw AS MATERIALIZED (
         event.id,
         event.timestamp,
         event.is_pageview,
+        event.is_ignored,
         event.is_live,
         event.hash,
         not(
@@ -99,9 +104,25 @@ raw AS MATERIALIZED (
             live.id,
             live.timestamp,
             live.event_type = 'pageview' AS is_pageview,
+            (live.event_type = 'custom_event' AND live.event_name = any((SELECT ignored.names FROM ignored)::text[]))
+            IS TRUE AS is_ignored,
             TRUE AS is_live,
             analytics_event_hash(
-                live.id, live.event_type, live.pathname, live.referrer_source, live.visitor_id, live.session_id
+                live.id,
+                live.event_type,
+                live.event_name,
+                live.pathname,
+                live.referrer_source,
+                live.visitor_id,
+                live.session_id,
+                live.country,
+                live.device_type,
+                live.browser,
+                live.os,
+                live.utm_source,
+                live.utm_medium,
+                live.utm_campaign,
+                live.timestamp
             ) AS hash
         FROM analytics_event AS live
         WHERE
@@ -114,6 +135,7 @@ raw AS MATERIALIZED (
             deleted.id,
             deleted.timestamp,
             FALSE AS is_pageview,
+            FALSE AS is_ignored,
             FALSE AS is_live,
             NULL AS hash
         FROM analytics_event AS deleted
@@ -129,7 +151,7 @@ found AS (
     SELECT
         raw.website_id,
         raw.date,
-        raw.has_bounds,
+        raw.is_as_now,
         raw.total_events,
         raw.events_hash,
         raw.sealed_at,
@@ -137,11 +159,12 @@ found AS (
         raw.late_before,
         count(*) FILTER (WHERE raw.is_live) AS events,
         coalesce(bit_xor(raw.hash), 0) AS hash,
+        count(*) FILTER (WHERE raw.is_new AND raw.is_live) AS new_events,
         count(*) FILTER (WHERE raw.is_new AND raw.is_live AND raw.is_pageview) AS new_pageviews,
-        count(*) FILTER (WHERE raw.is_new AND raw.is_live AND NOT raw.is_pageview) AS new_custom_events
+        count(*) FILTER (WHERE raw.is_new AND raw.is_live AND raw.is_ignored) AS new_ignored_events
     FROM raw
     GROUP BY
-        raw.website_id, raw.date, raw.has_bounds, raw.total_events, raw.events_hash, raw.sealed_at, raw.kept_at,
+        raw.website_id, raw.date, raw.is_as_now, raw.total_events, raw.events_hash, raw.sealed_at, raw.kept_at,
         raw.late_before
 ),
 
@@ -149,11 +172,11 @@ verdict AS MATERIALIZED (
     SELECT
         found.*,
         CASE
-            WHEN found.sealed_at IS NOT NULL AND found.new_pageviews + found.new_custom_events > 0 THEN 'late'
+            WHEN found.sealed_at IS NOT NULL AND found.new_events > 0 THEN 'late'
             -- All that is new is soft-deleted.
             WHEN found.sealed_at IS NOT NULL OR found.total_events IS NULL AND found.events = 0 THEN 'not counted'
             WHEN found.kept_at IS NOT NULL AND found.events < found.total_events THEN 'kept'
-            WHEN found.has_bounds AND (found.total_events, found.events_hash) = (found.events, found.hash) THEN 'exact'
+            WHEN found.is_as_now AND (found.total_events, found.events_hash) = (found.events, found.hash) THEN 'exact'
             ELSE 'inexact'
         END AS outcome
     FROM found
@@ -164,21 +187,30 @@ sealed AS (
     SET
         sealed_at = coalesce(stats.sealed_at, now()),
         late_pageviews = stats.late_pageviews + CASE verdict.outcome WHEN 'late' THEN verdict.new_pageviews ELSE 0 END,
-        late_custom_events
-        = stats.late_custom_events + CASE verdict.outcome WHEN 'late' THEN verdict.new_custom_events ELSE 0 END
+        late_custom_events = stats.late_custom_events
+        + CASE verdict.outcome
+            WHEN 'late' THEN verdict.new_events - verdict.new_pageviews - verdict.new_ignored_events ELSE 0
+        END,
+        late_ignored_events
+        = stats.late_ignored_events + CASE verdict.outcome WHEN 'late' THEN verdict.new_ignored_events ELSE 0 END
     FROM verdict
     WHERE
         stats.website_id = verdict.website_id
         AND stats.date = verdict.date
         AND verdict.outcome IN ('exact', 'kept', 'late')
         -- Only as the snapshot shows it: of two runs at the same moment, the second one leaves the day to the first.
-        AND (stats.sealed_at, stats.late_pageviews + stats.late_custom_events, stats.total_events, stats.events_hash)
+        AND (
+            stats.sealed_at,
+            stats.late_pageviews + stats.late_custom_events + stats.late_ignored_events,
+            stats.total_events,
+            stats.events_hash
+        )
         IS NOT DISTINCT FROM (verdict.sealed_at, verdict.late_before, verdict.total_events, verdict.events_hash)
         AND NOT %(dry_run)s::boolean
     RETURNING
         stats.website_id,
         stats.date,
-        CASE verdict.outcome WHEN 'late' THEN verdict.new_pageviews + verdict.new_custom_events END AS late_events
+        CASE verdict.outcome WHEN 'late' THEN verdict.new_events END AS late_events
 ),
 
 late_in_ledger AS (
@@ -253,7 +285,7 @@ remark AS (
                 WHEN 'late'
                     THEN format(
                         '%%s event(s) came after its stats were sealed and are counted as late',
-                        decided.new_pageviews + decided.new_custom_events
+                        decided.new_events
                     )
                 WHEN 'kept' THEN format('sealed as it is: %%s counted, %%s left', decided.total_events, decided.events)
                 ELSE

@@ -2,17 +2,55 @@
 
 -- The hash of everything of an event that is counted. Rows are known by their id, so that no two events cancel out.
 CREATE OR REPLACE FUNCTION analytics_event_hash(
-    id text, event_type text, pathname text, referrer_source text, visitor_id text, session_id text
+    id text, event_type text, event_name text, pathname text, referrer_source text, visitor_id text, session_id text,
+    country text, device_type text, browser text, os text, utm_source text, utm_medium text, utm_campaign text,
+    instant timestamptz
 )
 RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     -- Each hash is the seed of the next one, which takes half the time of the hash of a record.
     SELECT hashtextextended(coalesce(id, ''),
         hashtextextended(coalesce(event_type, ''),
-            hashtextextended(coalesce(pathname, ''),
-                hashtextextended(coalesce(referrer_source, ''),
-                    hashtextextended(coalesce(visitor_id, ''),
-                        hashtextextended(coalesce(session_id, ''), 0))))))
+        hashtextextended(coalesce(event_name, ''),
+        hashtextextended(coalesce(pathname, ''),
+        hashtextextended(coalesce(referrer_source, ''),
+        hashtextextended(coalesce(visitor_id, ''),
+        hashtextextended(coalesce(session_id, ''),
+        hashtextextended(coalesce(country, ''),
+        hashtextextended(coalesce(device_type, ''),
+        hashtextextended(coalesce(browser, ''),
+        hashtextextended(coalesce(os, ''),
+        hashtextextended(coalesce(utm_source, ''),
+        hashtextextended(coalesce(utm_medium, ''),
+        hashtextextended(coalesce(utm_campaign, ''),
+        interval_hash_extended(instant - '2000-01-01 00:00:00+00'::timestamptz, 0)))))))))))))))
+$$;
+
+-- The names of custom events that are proven and deleted like all, but not counted as custom events.
+CREATE OR REPLACE FUNCTION analytics_ignored_events() RETURNS text[]
+LANGUAGE sql STABLE AS $$
+    SELECT coalesce(array_agg(ignored.event_name ORDER BY ignored.event_name COLLATE "C"), '{}')
+    FROM analytics_ignored_event AS ignored
+$$;
+
+-- Makes these the names, in place of those before. Returns a sentence about a change: days that have their raw events
+-- are counted again, sealed rows stay as they are.
+CREATE OR REPLACE FUNCTION analytics_ignore_events(names text[]) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    ignored_before text[] := analytics_ignored_events();
+BEGIN
+    IF ignored_before @> names AND names @> ignored_before THEN
+        RETURN NULL;
+    END IF;
+    DELETE FROM analytics_ignored_event AS ignored WHERE ignored.event_name <> ALL (names);
+    INSERT INTO analytics_ignored_event (event_name) SELECT unnest(names) ON CONFLICT DO NOTHING;
+    RETURN format(
+        'ANALYTICS_IGNORED_EVENTS is %s now, and was %s: days whose rows are not sealed are counted again',
+        coalesce(nullif(array_to_string(analytics_ignored_events(), ', '), ''), 'empty'),
+        coalesce(nullif(array_to_string(ignored_before, ', '), ''), 'empty')
+    );
+END
 $$;
 
 -- What tells cheaply, from indexes alone, that events came, went or were edited: how many there are, how many are
@@ -76,6 +114,7 @@ SET enable_sort = off
 SET jit = off
 AS $$
 DECLARE
+    ignored text[] := analytics_ignored_events();
     counted analytics_daily_stats;
     found record;
 BEGIN
@@ -91,22 +130,46 @@ BEGIN
                 event.pathname,
                 event.referrer_source,
                 event.visitor_id,
+                event.country,
+                event.device_type,
+                event.browser,
+                event.os,
+                event.utm_source,
+                event.utm_medium,
+                event.utm_campaign,
+                event.custom_event,
                 grouping(event.pathname, event.referrer_source, event.visitor_id, event.session_id) AS absent,
                 count(*) AS events,
                 count(*) FILTER (WHERE event.event_type = 'pageview') AS pageviews,
-                count(*) FILTER (WHERE event.event_type = 'custom_event') AS custom_events,
+                count(event.custom_event) AS custom_events,
+                max(event.timestamp) - min(event.timestamp) AS duration,
                 bit_xor(analytics_event_hash(
                     event.id,
                     event.event_type,
+                    event.event_name,
                     event.pathname,
                     event.referrer_source,
                     event.visitor_id,
-                    event.session_id
+                    event.session_id,
+                    event.country,
+                    event.device_type,
+                    event.browser,
+                    event.os,
+                    event.utm_source,
+                    event.utm_medium,
+                    event.utm_campaign,
+                    event.timestamp
                 )) AS hash
             FROM day
             CROSS JOIN LATERAL (
                 -- OFFSET 0 makes it a scan of an index for each day, whatever the planner thinks of their number.
-                SELECT event.* FROM analytics_event AS event
+                SELECT
+                    event.*,
+                    CASE
+                        WHEN event.event_type = 'custom_event' AND (event.event_name = any(ignored)) IS NOT TRUE
+                            THEN coalesce(event.event_name, '')
+                    END AS custom_event
+                FROM analytics_event AS event
                 WHERE
                     event.website_id = day.website_id
                     AND event.timestamp >= day.starts_at
@@ -118,9 +181,160 @@ BEGIN
                 GROUPING SETS (
                     (day.number, event.pathname),
                     (day.number, event.referrer_source),
-                    (day.number, event.visitor_id),
+                    -- A profile: few visitors have more than one of pageviews.
+                    (
+                        day.number, event.visitor_id, event.country, event.device_type, event.browser, event.os,
+                        event.utm_source, event.utm_medium, event.utm_campaign, event.custom_event
+                    ),
                     (day.number, event.session_id)
                 )
+        ),
+
+        -- Of the profiles: each visitor, and each item of each dimension. Of all columns but one, absent has the bits.
+        slice AS MATERIALIZED (
+            SELECT
+                profile.number,
+                profile.visitor_id,
+                coalesce(
+                    profile.country, profile.device_type, profile.browser, profile.os, profile.utm_source,
+                    profile.utm_medium, profile.utm_campaign, profile.custom_event
+                ) AS item,
+                grouping(
+                    profile.visitor_id, profile.country, profile.device_type, profile.browser, profile.os,
+                    profile.utm_source, profile.utm_medium, profile.utm_campaign, profile.custom_event
+                ) AS absent,
+                sum(profile.pageviews) AS pageviews,
+                sum(profile.custom_events) AS custom_events,
+                count(*) FILTER (WHERE profile.pageviews > 0) AS page_profiles,
+                count(*) FILTER (WHERE profile.custom_events > 0) AS event_profiles
+            FROM grouped AS profile
+            WHERE profile.absent = b'1101'::int
+            GROUP BY
+                GROUPING SETS (
+                    (profile.number, profile.visitor_id),
+                    (profile.number, profile.country),
+                    (profile.number, profile.device_type),
+                    (profile.number, profile.browser),
+                    (profile.number, profile.os),
+                    (profile.number, profile.utm_source),
+                    (profile.number, profile.utm_medium),
+                    (profile.number, profile.utm_campaign),
+                    (profile.number, profile.custom_event)
+                )
+        ),
+
+        -- Visitors of more than one profile count with the item of most of their pageviews or custom events, of several
+        -- with the first one in byte order.
+        divided AS (
+            SELECT
+                profile.number,
+                profile.visitor_id,
+                dimension.absent,
+                coalesce(dimension.item, '') AS item,
+                count(*) AS profiles,
+                row_number() OVER (
+                    PARTITION BY profile.number, profile.visitor_id, dimension.absent
+                    ORDER BY
+                        sum(dimension.weight) DESC, coalesce(nullif(dimension.item, ''), '(none)') COLLATE "C" ASC
+                ) AS place
+            FROM grouped AS profile
+            CROSS JOIN LATERAL (
+                VALUES
+                (b'101111111'::int, profile.country, profile.pageviews),
+                (b'110111111'::int, profile.device_type, profile.pageviews),
+                (b'111011111'::int, profile.browser, profile.pageviews),
+                (b'111101111'::int, profile.os, profile.pageviews),
+                (b'111110111'::int, profile.utm_source, profile.pageviews),
+                (b'111111011'::int, profile.utm_medium, profile.pageviews),
+                (b'111111101'::int, profile.utm_campaign, profile.pageviews),
+                (b'111111110'::int, profile.custom_event, profile.custom_events)
+            ) AS dimension (absent, item, weight)
+            WHERE
+                profile.absent = b'1101'::int
+                AND dimension.weight > 0
+                AND (profile.number, profile.visitor_id, dimension.absent = b'111111110'::int) IN (
+                    SELECT
+                        slice.number,
+                        slice.visitor_id,
+                        kind.is_event
+                    FROM slice
+                    CROSS JOIN LATERAL (VALUES (FALSE, slice.page_profiles), (TRUE, slice.event_profiles))
+                        AS kind (is_event, profiles)
+                    WHERE slice.absent = b'011111111'::int AND kind.profiles > 1
+                )
+            GROUP BY
+                profile.number, profile.visitor_id, dimension.absent, coalesce(dimension.item, ''),
+                coalesce(nullif(dimension.item, ''), '(none)')
+        ),
+
+        share AS (
+            SELECT
+                part.number,
+                part.absent,
+                coalesce(nullif(part.item, ''), '(none)') AS item,
+                sum(part.count) AS count,
+                sum(part.visitors) AS visitors
+            FROM (
+                SELECT
+                    slice.number,
+                    slice.absent,
+                    slice.item,
+                    CASE slice.absent WHEN b'111111110'::int THEN slice.custom_events ELSE slice.pageviews END AS count,
+                    CASE slice.absent WHEN b'111111110'::int THEN slice.event_profiles ELSE slice.page_profiles END
+                        AS visitors
+                FROM slice
+                WHERE slice.absent <> b'011111111'::int
+                UNION ALL
+                SELECT
+                    divided.number,
+                    divided.absent,
+                    divided.item,
+                    0 AS count,
+                    CASE divided.place WHEN 1 THEN 1 ELSE 0 END - divided.profiles AS visitors
+                FROM divided
+            ) AS part
+            GROUP BY part.number, part.absent, coalesce(nullif(part.item, ''), '(none)')
+        ),
+
+        -- An item that is named (other) is one of the others.
+        dimension AS (
+            SELECT
+                named.number,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'101111111'::int) AS countries,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'110111111'::int) AS devices,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'111011111'::int) AS browsers,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'111101111'::int) AS os,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'111110111'::int) AS utm_sources,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'111111011'::int) AS utm_mediums,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'111111101'::int)
+                    AS utm_campaigns,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'111111110'::int) AS events
+            FROM (
+                SELECT
+                    placed.number,
+                    placed.absent,
+                    least(placed.place, 11) AS place,
+                    jsonb_build_object(
+                        'item', min(CASE WHEN placed.place > 10 THEN '(other)' ELSE left(placed.item, 2048) END),
+                        'count', sum(placed.count),
+                        'visitors', sum(placed.visitors)
+                    ) AS entry
+                FROM (
+                    SELECT
+                        share.*,
+                        CASE
+                            WHEN share.item = '(other)' THEN 11
+                            ELSE row_number() OVER (
+                                PARTITION BY share.number, share.absent
+                                ORDER BY share.item = '(other)' ASC, share.count DESC, share.item COLLATE "C" ASC
+                            )
+                        END AS place
+                    FROM share
+                    WHERE share.count > 0
+                ) AS placed
+                GROUP BY placed.number, placed.absent, least(placed.place, 11)
+            ) AS named
+            GROUP BY named.number
         ),
 
         total AS (
@@ -129,8 +343,12 @@ BEGIN
                 sum(grouped.events) FILTER (WHERE grouped.absent = b'0111'::int) AS events,
                 sum(grouped.pageviews) FILTER (WHERE grouped.absent = b'0111'::int) AS pageviews,
                 sum(grouped.custom_events) FILTER (WHERE grouped.absent = b'0111'::int) AS custom_events,
-                count(*) FILTER (WHERE grouped.absent = b'1101'::int) AS visitors,
                 count(*) FILTER (WHERE grouped.absent = b'1110'::int) AS sessions,
+                count(*) FILTER (
+                    WHERE grouped.absent = b'1110'::int AND grouped.pageviews = 1 AND grouped.custom_events = 0
+                ) AS bounced_sessions,
+                floor(extract(EPOCH FROM sum(grouped.duration) FILTER (WHERE grouped.absent = b'1110'::int)))
+                    AS session_seconds,
                 bit_xor(grouped.hash) FILTER (WHERE grouped.absent = b'0111'::int) AS hash
             FROM grouped
             GROUP BY grouped.number
@@ -172,23 +390,31 @@ BEGIN
 
         -- SHA-256, since sketches are kept for ever, and PostgreSQL's own hashes may differ between versions.
         visitor_bit AS (
-            SELECT DISTINCT
-                grouped.number,
+            SELECT
+                slice.number,
                 analytics_sketch_bit(
-                    ('x' || left(encode(sha256(convert_to(grouped.visitor_id, 'UTF8')), 'hex'), 16))::bit(64)
-                ) AS bit
-            FROM grouped
-            WHERE grouped.absent = b'1101'::int
+                    ('x' || left(encode(sha256(convert_to(slice.visitor_id, 'UTF8')), 'hex'), 16))::bit(64)
+                ) AS bit,
+                count(*) AS visitors
+            FROM slice
+            WHERE slice.absent = b'011111111'::int
+            GROUP BY
+                slice.number,
+                analytics_sketch_bit(
+                    ('x' || left(encode(sha256(convert_to(slice.visitor_id, 'UTF8')), 'hex'), 16))::bit(64)
+                )
         ),
 
         sketch AS (
             SELECT
                 numbered.number,
-                string_agg(repeat('0', numbered.gap) || '1', '' ORDER BY numbered.bit) AS bits
+                string_agg(repeat('0', numbered.gap) || '1', '' ORDER BY numbered.bit) AS bits,
+                sum(numbered.visitors) AS visitors
             FROM (
                 SELECT
                     visitor_bit.number,
                     visitor_bit.bit,
+                    visitor_bit.visitors,
                     visitor_bit.bit
                     - lag(visitor_bit.bit, 1, -1) OVER (PARTITION BY visitor_bit.number ORDER BY visitor_bit.bit)
                     - 1 AS gap
@@ -206,18 +432,29 @@ BEGIN
             sign.edits_hash,
             coalesce(total.pageviews, 0) AS pageviews,
             coalesce(total.custom_events, 0) AS custom_events,
-            coalesce(total.visitors, 0) AS visitors,
+            coalesce(sketch.visitors, 0) AS visitors,
             coalesce(total.sessions, 0) AS sessions,
+            coalesce(total.bounced_sessions, 0) AS bounced_sessions,
+            coalesce(total.session_seconds, 0) AS session_seconds,
             coalesce(total.events, 0) AS events,
             coalesce(total.hash, 0) AS hash,
             coalesce(top.pages, '[]') AS pages,
             coalesce(top.referrers, '[]') AS referrers,
+            coalesce(dimension.countries, '[]') AS countries,
+            coalesce(dimension.devices, '[]') AS devices,
+            coalesce(dimension.browsers, '[]') AS browsers,
+            coalesce(dimension.os, '[]') AS os,
+            coalesce(dimension.utm_sources, '[]') AS utm_sources,
+            coalesce(dimension.utm_mediums, '[]') AS utm_mediums,
+            coalesce(dimension.utm_campaigns, '[]') AS utm_campaigns,
+            coalesce(dimension.events, '[]') AS top_events,
             -- The cast fills up with zeros.
             coalesce(sketch.bits, '')::bit(49152) AS sketch
         FROM day
         CROSS JOIN LATERAL analytics_signs(day.website_id, day.starts_at, day.ends_at) AS sign
         LEFT JOIN total ON day.number = total.number
         LEFT JOIN top ON day.number = top.number
+        LEFT JOIN dimension ON day.number = dimension.number
         LEFT JOIN sketch ON day.number = sketch.number
     LOOP
         counted.website_id := found.website_id;
@@ -237,6 +474,18 @@ BEGIN
         counted.visitor_sketch := found.sketch;
         counted.late_pageviews := 0;
         counted.late_custom_events := 0;
+        counted.late_ignored_events := 0;
+        counted.bounced_sessions := found.bounced_sessions;
+        counted.session_seconds := found.session_seconds;
+        counted.top_countries := found.countries;
+        counted.top_devices := found.devices;
+        counted.top_browsers := found.browsers;
+        counted.top_os := found.os;
+        counted.top_utm_sources := found.utm_sources;
+        counted.top_utm_mediums := found.utm_mediums;
+        counted.top_utm_campaigns := found.utm_campaigns;
+        counted.top_events := found.top_events;
+        counted.ignored_events := ignored;
         RETURN NEXT counted;
     END LOOP;
 END

@@ -103,6 +103,138 @@ LANGUAGE sql STABLE ROWS 10 AS $$
     LEFT JOIN analytics_website_policy AS policy ON website.website_id = policy.website_id
 $$;
 
+-- The sessions whose last activity has expired, by website.
+CREATE OR REPLACE FUNCTION analytics_expired_sessions(retention_days integer)
+RETURNS TABLE (website_id text, sessions bigint)
+LANGUAGE sql STABLE ROWS 10 SET jit = off AS $$
+    WITH website AS MATERIALIZED (
+        SELECT
+            name.website_id,
+            analytics_cutoff(name.website_id, analytics_expired_sessions.retention_days) AS cutoff
+        FROM (SELECT DISTINCT session.website_id FROM analytics_session AS session) AS name
+    )
+
+    SELECT
+        website.website_id,
+        count(*)
+    FROM website
+    INNER JOIN analytics_session AS session
+        ON website.website_id = session.website_id AND website.cutoff > session.last_activity_at
+    GROUP BY website.website_id
+$$;
+
+-- Why it is unusual that a run of the retention finds so many expired rows, in the order in which to say it: none if it
+-- is not. It is if they are more than three times the median of the last eight runs (of those that found something; the
+-- first of them is unusual), or if a website's data is kept for fewer days, or has its days in another time zone, than at
+-- the last run. The run itself is not among them.
+CREATE OR REPLACE FUNCTION analytics_unusual(retention_days integer, expired_rows bigint, of_run text) RETURNS SETOF text
+LANGUAGE sql STABLE ROWS 2 AS $$
+    WITH run AS MATERIALIZED (
+        SELECT
+            stored.started_at,
+            stored.policies,
+            coalesce(stored.expired_rows, stored.rows_deleted) AS rows
+        FROM analytics_job_run AS stored
+        WHERE stored.job = 'archive_old_analytics' AND stored.run_id <> of_run
+    ),
+
+    policy AS MATERIALIZED (SELECT * FROM analytics_policies(analytics_unusual.retention_days)),
+
+    policy_before AS MATERIALIZED (
+        SELECT stored.*
+        FROM (
+            SELECT run.policies FROM run
+            WHERE run.policies IS NOT NULL
+            ORDER BY run.started_at DESC LIMIT 1
+        ) AS latest
+        CROSS JOIN LATERAL jsonb_to_recordset(latest.policies) AS stored (website_id text, days int, timezone text)
+    ),
+
+    -- A website that has no policy of its own at one of the two runs has that of all.
+    changed AS (
+        SELECT
+            website.website_id,
+            present.days,
+            former.days AS days_before,
+            present.timezone,
+            former.timezone AS timezone_before,
+            coalesce(website.website_id, 'all websites without a policy of their own') AS name
+        FROM (
+            SELECT policy.website_id FROM policy
+            UNION
+            SELECT policy_before.website_id FROM policy_before
+        ) AS website
+        CROSS JOIN
+            LATERAL (
+                SELECT
+                    own.days,
+                    own.timezone
+                FROM policy AS own
+                WHERE own.website_id = website.website_id OR own.website_id IS NULL
+                ORDER BY own.website_id ASC NULLS LAST LIMIT 1
+            ) AS present
+        CROSS JOIN
+            LATERAL (
+                SELECT
+                    own.days,
+                    own.timezone
+                FROM policy_before AS own
+                WHERE own.website_id = website.website_id OR own.website_id IS NULL
+                ORDER BY own.website_id ASC NULLS LAST LIMIT 1
+            ) AS former
+    ),
+
+    usual AS (
+        SELECT
+            percentile_cont(0.5) WITHIN GROUP (ORDER BY latest.rows) AS median,
+            count(*) AS runs
+        FROM (
+            SELECT run.rows FROM run
+            WHERE run.rows > 0
+            ORDER BY run.started_at DESC LIMIT 8
+        ) AS latest
+    ),
+
+    reason AS (
+        SELECT
+            1 AS place,
+            NULL AS website_id,
+            CASE
+                WHEN usual.runs = 0 THEN 'it is the first one that finds any'
+                ELSE
+                    format(
+                        'that is more than 3 times %s, the median of the last %s run(s)',
+                        to_char(usual.median, 'FM999,999,999,999,990'), usual.runs
+                    )
+            END AS text
+        FROM usual
+        WHERE analytics_unusual.expired_rows > coalesce(3 * usual.median, 0)
+        UNION ALL
+        SELECT
+            2 AS place,
+            changed.website_id,
+            format(
+                'raw data of %s is kept for %s days, and was kept %s at the last run',
+                changed.name, changed.days, coalesce('for ' || changed.days_before, 'for ever')
+            ) AS text
+        FROM changed
+        WHERE changed.days < coalesce(changed.days_before, 2147483647)
+        UNION ALL
+        SELECT
+            3 AS place,
+            changed.website_id,
+            format(
+                'days of %s are of time zone %s, and were of %s at the last run',
+                changed.name, changed.timezone, changed.timezone_before
+            ) AS text
+        FROM changed
+        WHERE changed.timezone <> changed.timezone_before
+    )
+
+    SELECT reason.text FROM reason
+    ORDER BY reason.place ASC, reason.website_id ASC NULLS FIRST
+$$;
+
 -- What raw data takes on the disk, indexes included, and how much of it is of live rows. The latter is an estimate: the
 -- number of rows is that of the statistics, their size that of the newest thousand, and indexes are as full as tables.
 CREATE OR REPLACE FUNCTION analytics_storage(OUT bytes bigint, OUT live_bytes bigint)

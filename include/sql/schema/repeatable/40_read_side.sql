@@ -50,12 +50,22 @@ SELECT -- noqa: ST06
     daily.unique_sessions,
     daily.top_pages,
     daily.top_referrers,
-    daily.total_events + daily.late_pageviews + daily.late_custom_events AS total_events,
+    daily.total_events + daily.late_pageviews + daily.late_custom_events + daily.late_ignored_events AS total_events,
     daily.visitor_sketch::pg_catalog.bit AS visitor_sketch,
     daily.starts_at,
     daily.ends_at,
     daily.aggregated_at,
-    daily.sealed_at
+    daily.sealed_at,
+    daily.bounced_sessions,
+    daily.session_seconds,
+    daily.top_countries,
+    daily.top_devices,
+    daily.top_browsers,
+    daily.top_os,
+    daily.top_utm_sources,
+    daily.top_utm_mediums,
+    daily.top_utm_campaigns,
+    daily.top_events
 FROM (
     -- Not the column of the function's rows, so that who asks for one website does not make it look at all.
     SELECT
@@ -152,5 +162,125 @@ BEGIN
             FROM analytics_live_rows(website, from_day, to_day) AS live
         ) AS traffic
     );
+END
+$$;
+
+-- The traffic of each website, or of the one that is named, from a day to another, both included: before and after its
+-- raw events are gone. Days without a row are counted now, unless live is false. Visitors and sessions are those of
+-- single days, added up: visitor_days (see analytics_unique_visitors) and sessions, of which bounced_sessions and
+-- session_seconds are known for known_sessions. Late events are in the totals, and in late_events.
+CREATE OR REPLACE FUNCTION analytics_totals(
+    website text, from_day date, to_day date, live boolean DEFAULT TRUE,
+    OUT website_id text, OUT days bigint, OUT total_pageviews bigint, OUT total_custom_events bigint,
+    OUT visitor_days bigint, OUT sessions bigint, OUT known_sessions bigint, OUT bounced_sessions bigint,
+    OUT session_seconds bigint, OUT late_events bigint
+)
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE ROWS 50
+-- Planned each time, so that one website is looked up in the index.
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT
+        daily.of_website,
+        count(*),
+        sum(daily.total_pageviews + daily.late_pageviews)::bigint,
+        sum(daily.total_custom_events + daily.late_custom_events)::bigint,
+        sum(daily.unique_visitors)::bigint,
+        sum(daily.unique_sessions)::bigint,
+        coalesce(sum(daily.unique_sessions) FILTER (WHERE daily.bounced_sessions IS NOT NULL), 0)::bigint,
+        sum(daily.bounced_sessions)::bigint,
+        sum(daily.session_seconds)::bigint,
+        sum(daily.late_pageviews + daily.late_custom_events + daily.late_ignored_events)::bigint
+    FROM (
+        SELECT
+            stats.website_id AS of_website,
+            stats.*
+        FROM analytics_daily_stats AS stats
+        WHERE stats.date BETWEEN from_day AND to_day
+        UNION ALL
+        SELECT
+            name.website_id AS of_website,
+            live_row.*
+        FROM analytics_websites(website) AS name (website_id)
+        CROSS JOIN LATERAL analytics_live_rows(name.website_id, from_day, to_day) AS live_row
+        WHERE live
+    ) AS daily
+    WHERE website IS NULL OR daily.of_website = website
+    GROUP BY daily.of_website;
+END
+$$;
+
+-- The items of a dimension (pages, referrers, countries, devices, browsers, os, utm_sources, utm_mediums,
+-- utm_campaigns, events) of a website, from a day to another, both included: before and after its raw events are gone,
+-- the most counted first. Of each day ten items are kept: what an item may have had on days on which it was not one of
+-- them is at most hidden, for then it had at most what the tenth had, and what all others had together. visitor_days are
+-- the visitors of single days, added up; NULL of pages and referrers. Late events are not among them.
+CREATE OR REPLACE FUNCTION analytics_top_items(
+    website text, from_day date, to_day date, dimension text, live boolean DEFAULT TRUE,
+    OUT item text, OUT count bigint, OUT visitor_days bigint, OUT hidden bigint
+)
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE ROWS 100
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH daily AS (
+        SELECT
+            CASE dimension WHEN 'events' THEN traffic.total_custom_events ELSE traffic.total_pageviews END AS total,
+            CASE dimension
+                WHEN 'pages' THEN traffic.top_pages
+                WHEN 'referrers' THEN traffic.top_referrers
+                WHEN 'countries' THEN traffic.top_countries
+                WHEN 'devices' THEN traffic.top_devices
+                WHEN 'browsers' THEN traffic.top_browsers
+                WHEN 'os' THEN traffic.top_os
+                WHEN 'utm_sources' THEN traffic.top_utm_sources
+                WHEN 'utm_mediums' THEN traffic.top_utm_mediums
+                WHEN 'utm_campaigns' THEN traffic.top_utm_campaigns
+                WHEN 'events' THEN traffic.top_events
+            END AS items
+        FROM (
+            SELECT * FROM analytics_daily_stats AS stats
+            WHERE stats.website_id = website AND stats.date BETWEEN from_day AND to_day
+            UNION ALL
+            SELECT * FROM analytics_live_rows(website, from_day, to_day)
+            WHERE live
+        ) AS traffic
+    ),
+
+    bound AS MATERIALIZED (
+        SELECT
+            daily.items,
+            (
+                SELECT
+                    CASE
+                        WHEN count(*) = 10 THEN least(min(named.count), daily.total - sum(named.count)) ELSE 0
+                    END
+                FROM jsonb_to_recordset(daily.items) AS named (item text, count bigint)
+                WHERE named.item <> '(other)'
+            ) AS hidden
+        FROM daily
+    )
+
+    SELECT
+        listed.item,
+        sum(listed.count)::bigint AS count,
+        sum(listed.visitors)::bigint,
+        CASE
+            WHEN listed.item <> '(other)' THEN (SELECT sum(every.hidden) FROM bound AS every) - sum(bound.hidden) ELSE 0
+        END::bigint
+    FROM bound
+    CROSS JOIN LATERAL jsonb_to_recordset(bound.items) AS listed (item text, count bigint, visitors bigint)
+    GROUP BY listed.item
+    ORDER BY listed.item = '(other)' ASC, count DESC, listed.item COLLATE "C" ASC;
 END
 $$;

@@ -65,12 +65,12 @@ TO analytics_jobs;
 GRANT SELECT, INSERT, UPDATE ON analytics_daily_stats, analytics_timezone, analytics_job_run, analytics_alert
 TO analytics_jobs;
 GRANT SELECT, INSERT, UPDATE, DELETE ON analytics_purge_batch, analytics_archive_file TO analytics_jobs;
-GRANT SELECT, INSERT, DELETE ON analytics_detached_partition TO analytics_jobs;
+GRANT SELECT, INSERT, DELETE ON analytics_detached_partition, analytics_ignored_event TO analytics_jobs;
 GRANT SELECT, DELETE ON analytics_event TO analytics_jobs;
 GRANT SELECT, DELETE, UPDATE (ended_at, duration_seconds, updated_at) ON analytics_session TO analytics_jobs;
 
 GRANT SELECT ON
 analytics_schema_version, analytics_website_policy, analytics_traffic_daily, analytics_daily_stats, analytics_timezone,
 analytics_job_run, analytics_alert, analytics_purge_batch, analytics_archive_file, analytics_detached_partition,
-analytics_partitioning, analytics_event, analytics_session
+analytics_partitioning, analytics_ignored_event, analytics_event, analytics_session
 TO analytics_readers;
