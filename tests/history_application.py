@@ -17,11 +17,13 @@ from history_drafts import (
     CONTENTS,
     DRAFTS,
     MOMENTS,
+    NAMES,
     SESSIONS,
     STARTS,
     VISITS,
     WEBSITES,
     ZONES,
+    Content,
     Draft,
     Moment,
     SessionDraft,
@@ -33,7 +35,7 @@ INDEXES = st.integers(0, 99)
 # On no day of the calendar: for ever there, unless the application deletes it.
 ABSURD = {"absurd_1": "-infinity", "absurd_2": "4000-01-01 BC", "absurd_3": "20000-01-01", "absurd_4": "infinity"}
 ANCIENT = {"absurd_1", "absurd_2"}
-TABLES = ("event", "session", "daily_stats", "website_policy", "timezone", "purge_batch", "job_run")
+TABLES = ("event", "session", "daily_stats", "website_policy", "timezone", "purge_batch", "job_run", "ignored_event")
 RUN = {"job": "archive_old_analytics", "run_id": "every run"}
 OPERATIONS: set[str] = set()
 
@@ -161,9 +163,10 @@ class Application(RuleBasedStateMachine):
         self.execute("UPDATE analytics_event SET deleted_at = %s WHERE id = %s", deleted_at, event.id)
 
     @operation(has_events, index=INDEXES, content=CONTENTS, visit=VISITS, tells=st.booleans())
-    def edit_event(self, index: int, content: tuple[str, str, str | None], visit: tuple[str, str], tells: bool) -> None:
+    def edit_event(self, index: int, content: Content, visit: tuple[str, str], tells: bool) -> None:
         event = self.pick_event(index)
-        event.event_type, event.pathname, event.referrer_source = content
+        for name, value in content._asdict().items():
+            setattr(event, name, value)
         event.visitor_id, event.session_id = visit
         self.update(event, tells)
 
@@ -250,6 +253,11 @@ class Application(RuleBasedStateMachine):
     def remove_zone(self, index: int) -> None:
         website, from_date = list(self.model.zones)[index % len(self.model.zones)]
         self.put_zone(website, from_date, None)
+
+    @operation(is_free, names=st.sets(st.sampled_from(NAMES), max_size=2))
+    def ignore_events(self, names: set[str]) -> None:
+        self.execute("SELECT analytics_ignore_events(%s)", sorted(names))
+        self.model.ignored = frozenset(names)
 
     @operation(website=WEBSITES, legal_hold=st.booleans())
     def set_hold(self, website: str, legal_hold: bool) -> None:

@@ -29,12 +29,28 @@ class Moment(NamedTuple):
     just_before: bool
 
 
+class Content(NamedTuple):
+    """What an event is about."""
+
+    event_type: str
+    pathname: str
+    referrer_source: str | None = None
+    event_name: str | None = None
+    country: str | None = None
+    device_type: str = "unknown"
+    browser: str | None = None
+    os: str | None = None
+    utm_source: str | None = None
+    utm_medium: str | None = None
+    utm_campaign: str | None = None
+
+
 class Draft(NamedTuple):
     """An event that the application stores."""
 
     website: str
     moment: Moment
-    content: tuple[str, str, str | None]
+    content: Content
     visit: tuple[str, str]
     is_deleted: bool = False
     created_at: datetime | None = None
@@ -56,13 +72,15 @@ MOMENTS = st.builds(
     Moment, st.integers(0, 11), st.sampled_from([0, 4, 5, 10, 11, 13, 13.5, 18.5]), st.sampled_from([False, True])
 )
 DELETED = st.sampled_from([False, False, True])
+NAMES = ["heartbeat", "sale", "(other)"]
 CONTENTS = st.sampled_from(
     [
-        ("pageview", "/", None),
-        ("pageview", "/ä", "direct"),
-        ("pageview", "/Z", "google"),
-        ("pageview", "/a", ""),
-        ("custom_event", "/a", "google"),
+        Content("pageview", "/"),
+        Content("pageview", "/ä", "direct", country="DE", browser="Firefox", utm_source="news"),
+        Content("pageview", "/Z", "google", country="FR", device_type="mobile", os="Android", utm_medium="cpc"),
+        Content("pageview", "/a", "", country="", device_type="mobile", browser="Firefox", utm_campaign="spring"),
+        Content("custom_event", "/a", "google", "sale", "DE"),
+        Content("custom_event", "/a", None, "heartbeat"),
     ]
 )
 VISITS = st.sampled_from([(f"visitor_{number % 3}", f"session_{number}") for number in range(5)])

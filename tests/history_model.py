@@ -11,11 +11,15 @@ from functools import cache
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
+from day_oracle import ATTRIBUTES, count_day
+
 SITES = ("anna", "ben")
 DAY = timedelta(days=1)
 SESSION_TIMEOUT = timedelta(minutes=30)
 EVER = date.min
 """The day from which a time zone holds that has always held."""
+
+LATE = ("late_pageviews", "late_custom_events", "late_ignored_events")
 
 Key = tuple[str, date]
 """A website and a day of it."""
@@ -31,15 +35,23 @@ class Event:
     event_type: str
     pathname: str
     referrer_source: str | None
+    event_name: str | None
+    country: str | None
+    device_type: str
+    browser: str | None
+    os: str | None
+    utm_source: str | None
+    utm_medium: str | None
+    utm_campaign: str | None
     visitor_id: str
     session_id: str
     created_at: datetime
     updated_at: datetime
     is_deleted: bool
 
-    def content(self) -> tuple[str | None, ...]:
+    def content(self) -> tuple[object, ...]:
         """All that is counted of it."""
-        return self.event_type, self.pathname, self.referrer_source, self.visitor_id, self.session_id
+        return self.timestamp, *(getattr(self, name) for name in ATTRIBUTES)
 
 
 @dataclass
@@ -76,13 +88,14 @@ class Row:
 
     interval: Interval
     counts: dict[str, Any]
-    counted: dict[str, tuple[str | None, ...]]
+    counted: dict[str, tuple[object, ...]]
     edits: frozenset[tuple[str, datetime]]
     aggregated_at: datetime
     kept_at: datetime | None = None
     sealed_at: datetime | None = None
     late_pageviews: int = 0
     late_custom_events: int = 0
+    late_ignored_events: int = 0
 
     @property
     def total(self) -> int:
@@ -91,15 +104,20 @@ class Row:
 
     def signs(self) -> tuple[object, ...]:
         """What tells cheaply that the events of the day are not the counted ones any more."""
-        return self.interval, self.total, self.counts["deleted_events"], self.edits
+        return self.interval, self.total, self.counts["deleted_events"], self.counts["ignored_events"], self.edits
+
+    @property
+    def late_events(self) -> int:
+        """The number of events that came after it was sealed."""
+        return self.late_pageviews + self.late_custom_events + self.late_ignored_events
 
     def state(self) -> tuple[object, ...]:
         """What another run changes that seals the row, counts it again, or finds late events."""
-        return self.sealed_at, self.counted, self.late_pageviews + self.late_custom_events
+        return self.sealed_at, self.counted, self.late_events
 
     def columns(self) -> dict[str, Any]:
         """The columns of the table."""
-        names = ("aggregated_at", "kept_at", "sealed_at", "late_pageviews", "late_custom_events")
+        names = ("aggregated_at", "kept_at", "sealed_at", *LATE)
         return self.counts | self.interval._asdict() | {name: getattr(self, name) for name in names}
 
 
@@ -114,6 +132,7 @@ class Statistics:
     events: dict[str, Event] = field(default_factory=dict)
     sessions: dict[str, Session] = field(default_factory=dict)
     rows: dict[Key, Row] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
 
     # Days.
 
@@ -169,17 +188,7 @@ class Statistics:
         interval = self.interval(website, day)
         events = self.events_in(website, interval)
         counted = [event for event in events if not event.is_deleted]
-        pageviews = [event for event in counted if event.event_type == "pageview"]
-        counts = {
-            "total_pageviews": len(pageviews),
-            "total_custom_events": len(counted) - len(pageviews),
-            "unique_visitors": len({event.visitor_id for event in counted}),
-            "unique_sessions": len({event.session_id for event in counted}),
-            "top_pages": ranked(event.pathname for event in pageviews),
-            "top_referrers": ranked(event.referrer_source for event in pageviews if event.referrer_source),
-            "total_events": len(counted),
-            "deleted_events": len(events) - len(counted),
-        }
+        counts = count_day(counted, self.ignored) | {"deleted_events": len(events) - len(counted)}
         edits = frozenset((event.id, event.updated_at) for event in counted if event.updated_at != event.created_at)
         return Row(interval, counts, {event.id: event.content() for event in counted}, edits, self.now)
 
@@ -272,9 +281,3 @@ class Statistics:
 def midnight(day: date, timezone: str) -> datetime:
     """The first instant of a calendar day."""
     return datetime.combine(day, time(), ZoneInfo(timezone)).astimezone(UTC)
-
-
-def ranked(items: Iterable[str]) -> list[dict[str, object]]:
-    """The ten most frequent items, those of the same count in byte order."""
-    order = sorted(Counter(items).items(), key=lambda item: (-item[1], item[0].encode()))
-    return [{"item": item, "count": count} for item, count in order[:10]]

@@ -1,12 +1,13 @@
 """What the retention must do, in plain Python: which days it seals, what it lists, and what it deletes."""
 
+from collections import Counter
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
-from history_model import DAY, Event, Key, Policy, Row, Session, Statistics
+from history_model import DAY, LATE, Event, Key, Policy, Row, Session, Statistics
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class Model(Statistics):
     def is_exact(self, key: Key, row: Row) -> bool:
         """Whether a row counts just what is there."""
         found = self.count(*key)
-        return (row.interval, row.counted) == (found.interval, found.counted)
+        names = "ignored_events"
+        return (row.interval, row.counted, row.counts[names]) == (found.interval, found.counted, found.counts[names])
 
     def is_listed(self, event: Event) -> bool:
         """Whether a batch will delete this event, as it is now."""
@@ -127,12 +129,17 @@ class Model(Statistics):
             self.rows[key] = replace(row, sealed_at=shown.now)
             self.tell("counted event" if is_exact else "event of a kept row", live)
         for key, events in sealing.late.items():
-            row, pageviews = self.rows[key], sum(event.event_type == "pageview" for event in events)
-            self.rows[key] = replace(
-                row,
-                late_pageviews=row.late_pageviews + pageviews,
-                late_custom_events=row.late_custom_events + len(events) - pageviews,
+            row = self.rows[key]
+            kinds = Counter(
+                "late_pageviews"
+                if event.event_type == "pageview"
+                else "late_ignored_events"
+                if event.event_name in shown.ignored
+                else "late_custom_events"
+                for event in events
             )
+            self.rows[key] = replace(row, **{name: getattr(row, name) + kinds[name] for name in LATE})
+            self.seen["late event ignored"] += kinds["late_ignored_events"]
             self.late_events += len(events)
             self.tell("late event", events)
 

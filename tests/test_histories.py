@@ -20,9 +20,10 @@ from hypothesis.stateful import run_state_machine_as_test
 
 import clock
 from conftest import BACKGROUND, LOGIN, Database
+from day_oracle import count_day
 from history_application import INDEXES, OPERATIONS, RUN, Application, is_free, operation
 from history_drafts import ZONE_NAMES
-from history_model import DAY, Event
+from history_model import DAY, LATE, Event
 from history_retention import Batch, Model, Purge, Sealing
 from web_analytics.days import days_to_aggregate, tasks_for
 
@@ -35,15 +36,16 @@ RETENTION_DAYS = st.sampled_from([3, 7])
 EVENTS = b"SELECT id FROM analytics_event"
 SESSIONS = b"SELECT id, ended_at, duration_seconds FROM analytics_session"
 BATCHES = b"SELECT number, kind, rows, first_at, last_at, ids, deleted_ids FROM analytics_purge_batch ORDER BY number"
-LATE = b"SELECT late_events FROM analytics_job_run"
-STATS = b"""
-    SELECT website_id, date, total_pageviews, total_custom_events, unique_visitors, unique_sessions, top_pages,
-        top_referrers, total_events, deleted_events, starts_at, ends_at, aggregated_at, kept_at, sealed_at,
-        late_pageviews, late_custom_events
+LATE_IN_LEDGER = b"SELECT late_events FROM analytics_job_run"
+COUNTED = ", ".join(count_day([]))
+STATS = f"""
+    SELECT website_id, date, {COUNTED}, deleted_events, starts_at, ends_at, aggregated_at, kept_at, sealed_at,
+        {", ".join(LATE)}
     FROM analytics_daily_stats
-"""
+""".encode()
 TRAFFIC = """
-    SELECT coalesce(sum(total_pageviews), 0) AS pageviews, coalesce(sum(total_custom_events), 0) AS custom_events
+    SELECT coalesce(sum(total_pageviews), 0) AS pageviews, coalesce(sum(total_custom_events), 0) AS custom_events,
+        coalesce(sum(total_events), 0) AS events, coalesce(sum(bounced_sessions), 0) AS bounced_sessions
     FROM analytics_traffic_daily
 """
 FACTS = {
@@ -56,6 +58,7 @@ FACTS = {
     "counted event deleted",
     "soft-deleted event deleted",
     "late event deleted",
+    "late event ignored",
     "moved or restored event left",
     "held event left",
     "session deleted",
@@ -351,7 +354,7 @@ class History(Application):
         """Compare the tables with the model, which has done what a statement must do, and listed these batches."""
         connection = self.database.connection
         with connection.pipeline():
-            queries = EVENTS, SESSIONS, STATS, BATCHES, LATE
+            queries = EVENTS, SESSIONS, STATS, BATCHES, LATE_IN_LEDGER
             events, sessions, stats, batches, late = [connection.execute(query) for query in queries]
         assert {row["id"] for row in events} == self.model.events.keys() | self.absurd
         assert {row.pop("id"): row for row in sessions} == {
@@ -403,6 +406,8 @@ class History(Application):
             {
                 "pageviews": sum(row.counts["total_pageviews"] + row.late_pageviews for row in rows),
                 "custom_events": sum(row.counts["total_custom_events"] + row.late_custom_events for row in rows),
+                "events": sum(row.total + row.late_events for row in rows),
+                "bounced_sessions": sum(row.counts["bounced_sessions"] for row in rows),
             }
         ]
         self.seen["histories"] += 1

@@ -1,7 +1,7 @@
 -- Finds days whose daily stats are missing or no longer right: events came late, were edited, moved, soft- or
--- hard-deleted since, or the website's time zone or the events that are ignored were changed. Sealed rows are never due, and rows that are kept as they
--- are not while fewer events are there than they count. A day that is not over is due only if it has a row, as it can
--- have after a change of the zone.
+-- hard-deleted since, or the website's time zone or the events that are ignored were changed. Sealed rows are never
+-- due, and rows that are kept as they are not while fewer events are there than they count. A day that is not over is
+-- due only if it has a row, as it can have after a change of the zone.
 -- Result: one row: result (json: the days, YYYY-MM-DD, oldest first), log.
 -- What was counted is compared with what is there, never one clock with another.
 WITH event_day AS MATERIALIZED (

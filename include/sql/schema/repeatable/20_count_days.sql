@@ -230,7 +230,7 @@ BEGIN
                 profile.number,
                 profile.visitor_id,
                 dimension.absent,
-                coalesce(dimension.item, '') AS item,
+                coalesce(nullif(dimension.item, ''), '(none)') AS item,
                 count(*) AS profiles,
                 row_number() OVER (
                     PARTITION BY profile.number, profile.visitor_id, dimension.absent
@@ -263,8 +263,7 @@ BEGIN
                     WHERE slice.absent = b'011111111'::int AND kind.profiles > 1
                 )
             GROUP BY
-                profile.number, profile.visitor_id, dimension.absent, coalesce(dimension.item, ''),
-                coalesce(nullif(dimension.item, ''), '(none)')
+                profile.number, profile.visitor_id, dimension.absent, coalesce(nullif(dimension.item, ''), '(none)')
         ),
 
         share AS (
