@@ -105,8 +105,8 @@ BREAKS = [
         "Freeze: what comes later has columns of its own",
         "test_seal_races.py::TestLateEvents::test_they_are_named_and_counted_once_however_often_the_step_is_run",
         SEAL,
-        "WHEN found.sealed_at IS NOT NULL AND found.new_pageviews",
-        "WHEN FALSE AND found.new_pageviews",
+        "WHEN found.sealed_at IS NOT NULL AND found.new_events",
+        "WHEN FALSE AND found.new_events",
     ),
     Break(
         "Gap: edited events",

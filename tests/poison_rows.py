@@ -225,7 +225,7 @@ def run_all_jobs(database: Database) -> list[str]:
     with retention(database) as steps:
         connection = steps.connection
         for job in ("aggregate_daily_analytics", "cleanup_analytics_sessions", "archive_old_analytics"):
-            run(database, connection, "watch/start_run.sql", job=job, run_id="test", timezone="UTC")
+            run(database, connection, "watch/start_run.sql", job=job, run_id="test", timezone="UTC", ignored_events=[])
         look_at_the_page(database, connection)
         opened = open_alerts(database, connection)
         aggregate_due(database, connection)

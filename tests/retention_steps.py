@@ -155,6 +155,6 @@ def policy(database: Database, columns: str, website_id: str = "site") -> None:
 def late(database: Database) -> dict[tuple[str, str], int]:
     """The days that have late events, and how many."""
     rows = database.query(
-        "SELECT website_id, date::text, (late_pageviews + late_custom_events)::int AS late FROM analytics_daily_stats"
+        "SELECT website_id, date::text, (late_pageviews + late_custom_events + late_ignored_events)::int AS late FROM analytics_daily_stats"
     )
     return {(row["website_id"], row["date"]): row["late"] for row in rows if row["late"]}

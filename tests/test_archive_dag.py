@@ -52,7 +52,7 @@ def archive(capsys: pytest.CaptureFixture[str], **conf: Any) -> Run:
 def stats(database: Database) -> list[dict[str, Any]]:
     """The rows, but for what the retention itself writes into them."""
     rows = database.query("SELECT * FROM analytics_daily_stats ORDER BY website_id, date")
-    own = ("sealed_at", "late_pageviews", "late_custom_events", "visitor_sketch")
+    own = ("sealed_at", "late_pageviews", "late_custom_events", "late_ignored_events", "visitor_sketch")
     return [{name: value for name, value in row.items() if name not in own} for row in rows]
 
 

@@ -64,7 +64,7 @@ def test_a_failed_run_says_why(database: Database, midnight: datetime, capsys: p
 
 
 def test_a_run_that_was_lost_stays_running(database: Database) -> None:
-    start: dict[str, Any] = {"job": "x", "run_id": "1", "timezone": "UTC"}
+    start: dict[str, Any] = {"job": "x", "run_id": "1", "timezone": "UTC", "ignored_events": []}
     database.run("watch/start_run.sql", **start)
     [first] = database.query("SELECT * FROM analytics_job_run")
     assert (first["outcome"], first["finished_at"]) == ("running", None)
@@ -79,7 +79,7 @@ def test_the_error_rate_is_of_the_runs_before(database: Database) -> None:
     parameters |= dict.fromkeys(("rows_written", "rows_deleted", "batches", "unsealed_days"), 0)
     rates = []
     for n, outcome in enumerate(["failed", "success", "success", "success", "success"]):
-        database.run("watch/start_run.sql", job="x", run_id=str(n), timezone="UTC")
+        database.run("watch/start_run.sql", job="x", run_id=str(n), timezone="UTC", ignored_events=[])
         [row] = database.run("watch/finish_run.sql", **parameters | {"run_id": str(n), "outcome": outcome})
         rates.append(row["result"]["error_rate"])
     assert rates == [0, 1, 0.5, pytest.approx(1 / 3), 0.25]
@@ -136,7 +136,7 @@ class TestWhatAirflowKnowsBetter:
         assert self.corrected(database, capsys) == ("failed", problem)
 
     def test_a_run_that_airflow_does_not_know(self, database: Database, capsys: pytest.CaptureFixture[str]) -> None:
-        database.run("watch/start_run.sql", job=CLEANUP, run_id="lost", timezone="UTC")
+        database.run("watch/start_run.sql", job=CLEANUP, run_id="lost", timezone="UTC", ignored_events=[])
         assert self.corrected(database, capsys) == ("failed", "Airflow does not know the run any more.")
         # Old runs are removed from Airflow: what they wrote stays.
         database.connection.execute("UPDATE analytics_job_run SET outcome = 'success', problem = NULL")

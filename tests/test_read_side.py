@@ -49,7 +49,8 @@ class TestTraffic:
         # The sketch is of any length; the totals have what came late.
         assert {name for name in view if view[name] != stats[name]} == {"visitor_sketch"}
         assert stats.keys() - view.keys() == {
-            *("deleted_events", "events_hash", "edits_hash", "kept_at", "late_pageviews", "late_custom_events")
+            *("deleted_events", "events_hash", "edits_hash", "kept_at", "late_pageviews", "late_custom_events"),
+            *("late_ignored_events", "ignored_events"),
         }
 
     def test_no_events_no_rows(self, database: Database) -> None:

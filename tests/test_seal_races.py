@@ -27,6 +27,7 @@ from retention_steps import (
 
 OLD = CUTOFF - DAY
 NAME = ("site", "2024-02-29")
+START = {"job": POLICY["job"], "run_id": POLICY["run_id"], "timezone": "UTC", "ignored_events": []}
 STEP = POLICY | {"first_day": "2024-02-29", "last_day": "2024-02-29"}
 ONE_DAY = {"days": ["2024-02-29"], "label": "2024-02-29", "recount": False}
 REPEATABLE_READ = "repeatable read"
@@ -241,7 +242,7 @@ class TestLateEvents:
         aggregate(counted, "2024-02-28")
         run.archive()
         before = stats(counted)
-        counted.run("watch/start_run.sql", run.connection, job=POLICY["job"], run_id=POLICY["run_id"], timezone="UTC")
+        counted.run("watch/start_run.sql", run.connection, **START)
         counted.connection.execute(
             """
             INSERT INTO analytics_event (id, website_id, event_type, pathname, visitor_id, session_id, timestamp)
@@ -287,7 +288,7 @@ class TestLateEvents:
         self, counted: Database, run: Retention
     ) -> None:
         run.archive()
-        counted.run("watch/start_run.sql", run.connection, job=POLICY["job"], run_id=POLICY["run_id"], timezone="UTC")
+        counted.run("watch/start_run.sql", run.connection, **START)
         counted.event(OLD)
         run.seal()
         assert run.log.splitlines()[0] == (

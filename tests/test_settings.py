@@ -13,6 +13,7 @@ from web_analytics.settings import load
 def test_defaults() -> None:
     assert load().model_dump() == {
         "timezone": "UTC",
+        "ignored_events": [],
         "aggregate_schedule": "0 1 * * *",
         "cleanup_schedule": "*/10 * * * *",
         "archive_schedule": "0 2 * * 0",

@@ -164,7 +164,7 @@ class Jobs:
         """All steps of a job."""
         own = {"job": job, "run_id": uuid.uuid5(uuid.NAMESPACE_DNS, f"{job}").hex}
         step("check_database", {"version": schema.version()})
-        step("watch/start_run", own | {"timezone": "UTC"})
+        step("watch/start_run", own | {"timezone": "UTC", "ignored_events": []})
         getattr(self, f"_{job.split('_', maxsplit=1)[0]}")(own)
         counts = dict.fromkeys(("rows_written", "rows_deleted", "batches", "unsealed_days"), 0)
         step("watch/finish_run", own | counts | {"target": None, "outcome": "success", "problem": None})

@@ -270,7 +270,7 @@ def test_a_zone_that_is_planned_for_later_is_left_alone(database: Database) -> N
 
 def test_the_start_of_a_run_stores_the_setting_and_says_what_changed(database: Database) -> None:
     def start(timezone: str, connection: Connection | None = None) -> str | None:
-        [row] = database.run(START, connection, job="a job", run_id=timezone, timezone=timezone)
+        [row] = database.run(START, connection, job="a job", run_id=timezone, timezone=timezone, ignored_events=[])
         log: str | None = row["log"]
         return log
 
@@ -298,6 +298,6 @@ def test_two_runs_that_start_at_the_same_moment_store_the_setting_once(database:
         with database.connect(LOGIN) as first:
             with first.transaction():
                 first.execute("SELECT analytics_use_timezone(%s)", [timezone])
-                second = database.start(START, job="a job", run_id=timezone, timezone=timezone)
+                second = database.start(START, job="a job", run_id=timezone, timezone=timezone, ignored_events=[])
             second.result(timeout=10)
         assert len(zones(database)) == rows

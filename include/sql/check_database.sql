@@ -25,7 +25,8 @@ WITH needed_table (table_name, is_ours, privileges) AS (
 needed_column (table_name, type_name, privileges, column_names) AS (
     VALUES
     ('analytics_event', 'text', 'SELECT', 'id website_id event_type pathname referrer_source visitor_id session_id'),
-    ('analytics_event', 'text', 'SELECT', 'event_name country device_type browser os utm_source utm_medium utm_campaign'),
+    ('analytics_event', 'text', 'SELECT', 'event_name country device_type browser os'),
+    ('analytics_event', 'text', 'SELECT', 'utm_source utm_medium utm_campaign'),
     ('analytics_event', 'timestamp with time zone', 'SELECT', 'timestamp created_at updated_at deleted_at'),
     ('analytics_session', 'text', 'SELECT', 'id website_id session_id'),
     ('analytics_session', 'timestamp with time zone', 'SELECT', 'started_at last_activity_at deleted_at'),

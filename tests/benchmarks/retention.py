@@ -44,7 +44,9 @@ def before(bench: Bench, database: Database, websites: int) -> None:
         def seal_and_list() -> float:
             execute(owner, "TRUNCATE analytics_purge_batch")
             execute(
-                owner, "UPDATE analytics_daily_stats SET sealed_at = NULL, late_pageviews = 0, late_custom_events = 0"
+                owner,
+                "UPDATE analytics_daily_stats SET sealed_at = NULL, late_pageviews = 0, late_custom_events = 0"
+                ", late_ignored_events = 0",
             )
             execute(owner, "VACUUM analytics_daily_stats")
             return seconds(Retention(job, retention_days=DAYS_KEPT).seal)

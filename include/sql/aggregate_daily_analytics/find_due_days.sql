@@ -26,22 +26,9 @@ due AS (
             WHEN stats.website_id IS NULL THEN event_day.ends_at <= now() AND sign.total_events > 0
             WHEN stats.kept_at IS NOT NULL THEN sign.total_events >= stats.total_events
             ELSE
-                (
-                    stats.starts_at,
-                    stats.ends_at,
-                    stats.total_events,
-                    stats.deleted_events,
-                    stats.edits_hash,
-                    stats.ignored_events
-                )
-                IS DISTINCT FROM (
-                    event_day.starts_at,
-                    event_day.ends_at,
-                    sign.total_events,
-                    sign.deleted_events,
-                    sign.edits_hash,
-                    (SELECT analytics_ignored_events())
-                )
+                (stats.starts_at, stats.ends_at, stats.total_events, stats.deleted_events, stats.edits_hash)
+                <> (event_day.starts_at, event_day.ends_at, sign.total_events, sign.deleted_events, sign.edits_hash)
+                OR stats.ignored_events IS DISTINCT FROM (SELECT analytics_ignored_events())
         END
     UNION
     -- All events of the day are gone, or are another day's now.

@@ -6,7 +6,7 @@
 --   has_archive (boolean: nothing that is listed is in it yet), job, run_id (text).
 -- Result: one row: log, result (NULL, or json about the days whose row does not count exactly their events, which are
 --   left: first_day, last_day, count, named, and the parameters of aggregate_day.sql).
-WITH ignored AS MATERIALIZED (SELECT analytics_ignored_events() AS names),
+WITH ignored AS MATERIALIZED (SELECT analytics_ignored_events() AS event_names),
 
 day AS MATERIALIZED (
     SELECT
@@ -21,7 +21,7 @@ day AS MATERIALIZED (
         stats.late_pageviews + stats.late_custom_events + stats.late_ignored_events AS late_before,
         -- Counted in these bounds, and as events are counted now.
         (stats.starts_at, stats.ends_at, stats.ignored_events)
-        IS NOT DISTINCT FROM (day.starts_at, day.ends_at, (SELECT ignored.names FROM ignored)) AS is_as_now
+        = (day.starts_at, day.ends_at, (SELECT ignored.event_names FROM ignored)) AS is_as_now
     FROM (
         SELECT
             name.website_id,
@@ -104,7 +104,7 @@ raw AS MATERIALIZED (
             live.id,
             live.timestamp,
             live.event_type = 'pageview' AS is_pageview,
-            (live.event_type = 'custom_event' AND live.event_name = any((SELECT ignored.names FROM ignored)::text[]))
+            (live.event_type = 'custom_event' AND live.event_name = any((SELECT ignored.event_names FROM ignored)::text[]))
             IS TRUE AS is_ignored,
             TRUE AS is_live,
             analytics_event_hash(

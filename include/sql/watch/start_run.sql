@@ -6,8 +6,8 @@ INSERT INTO analytics_job_run AS run (job, run_id, started_at)
 VALUES (%(job)s, %(run_id)s, now())
 ON CONFLICT (job, run_id) DO UPDATE SET outcome = 'running', finished_at = NULL, problem = NULL
 RETURNING
-    concat_ws(
+    nullif(concat_ws(
         E'\n',
         '[Analytics] ' || analytics_use_timezone(%(timezone)s),
         '[Analytics] ' || analytics_ignore_events(%(ignored_events)s::text[])
-    ) AS log;
+    ), '') AS log;

@@ -16,13 +16,13 @@ ADD COLUMN ignored_events text[],
 ADD COLUMN late_ignored_events bigint NOT NULL DEFAULT 0;
 
 COMMENT ON COLUMN analytics_daily_stats.bounced_sessions IS
-'How many sessions had one pageview that day, and no custom event. NULL where the row was sealed before this was counted.';
+'How many sessions had one pageview that day and no custom event. NULL if the row was sealed before this was counted.';
 COMMENT ON COLUMN analytics_daily_stats.session_seconds IS
 'The sum of the times from the first to the last event of each session on that day, in whole seconds. NULL as above.';
 COMMENT ON COLUMN analytics_daily_stats.top_countries IS
-'The pageviews of the day by country, and by what the names of the following columns say: at most ten items, the others '
-'as (other), those without one as (none). A visitor counts once, with the item of most of its pageviews, of several the '
-'first in byte order. NULL as above.';
+'The pageviews of the day by country, and by what the names of the following columns say: at most ten items, the '
+'others as (other), those without one as (none). A visitor counts once, with the item of most of its pageviews, of '
+'several the first in byte order. NULL as above.';
 COMMENT ON COLUMN analytics_daily_stats.top_events IS 'The same of the custom events of the day by their names.';
 COMMENT ON COLUMN analytics_daily_stats.ignored_events IS
 'The names of custom events that are not counted as such in this row: see analytics_ignored_event. NULL as above.';
@@ -32,8 +32,8 @@ COMMENT ON COLUMN analytics_daily_stats.late_ignored_events IS
 CREATE TABLE analytics_ignored_event (event_name text PRIMARY KEY);
 
 COMMENT ON TABLE analytics_ignored_event IS
-'The names of custom events that are proven and deleted like all, but not counted as custom events, such as heartbeats. '
-'The setting ANALYTICS_IGNORED_EVENTS fills it.';
+'The names of custom events that are proven and deleted like all, but not counted as custom events, such as '
+'heartbeats. The setting ANALYTICS_IGNORED_EVENTS fills it.';
 
 ALTER TABLE analytics_website_policy ADD COLUMN name text;
 

@@ -125,9 +125,10 @@ $$;
 
 -- Why it is unusual that a run of the retention finds so many expired rows, in the order in which to say it: none if it
 -- is not. It is if they are more than three times the median of the last eight runs (of those that found something; the
--- first of them is unusual), or if a website's data is kept for fewer days, or has its days in another time zone, than at
--- the last run. The run itself is not among them.
-CREATE OR REPLACE FUNCTION analytics_unusual(retention_days integer, expired_rows bigint, of_run text) RETURNS SETOF text
+-- first of them is unusual), or if a website's data is kept for fewer days, or has its days in another time zone, than
+-- at the last run. The run itself is not among them.
+CREATE OR REPLACE FUNCTION analytics_unusual(retention_days integer, expired_rows bigint, of_run text)
+RETURNS SETOF text
 LANGUAGE sql STABLE ROWS 2 AS $$
     WITH run AS MATERIALIZED (
         SELECT

@@ -218,8 +218,8 @@ $$;
 -- The items of a dimension (pages, referrers, countries, devices, browsers, os, utm_sources, utm_mediums,
 -- utm_campaigns, events) of a website, from a day to another, both included: before and after its raw events are gone,
 -- the most counted first. Of each day ten items are kept: what an item may have had on days on which it was not one of
--- them is at most hidden, for then it had at most what the tenth had, and what all others had together. visitor_days are
--- the visitors of single days, added up; NULL of pages and referrers. Late events are not among them.
+-- them is at most hidden, for then it had at most what the tenth had, and what all others had together. visitor_days
+-- are the visitors of single days, added up; NULL of pages and referrers. Late events are not among them.
 CREATE OR REPLACE FUNCTION analytics_top_items(
     website text, from_day date, to_day date, dimension text, live boolean DEFAULT TRUE,
     OUT item text, OUT count bigint, OUT visitor_days bigint, OUT hidden bigint
