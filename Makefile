@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/ready
-SOURCES = config dags dev plugins tests
+SOURCES = config dags dev docs plugins tests
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench laws lint schema partition lock clean

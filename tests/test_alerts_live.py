@@ -1,4 +1,5 @@
-"""What people receive from a real Airflow: failed, killed and stopped runs, and the alerts that jobs watch for."""
+"""What people receive from a real Airflow: failed, killed and stopped runs, the alerts that jobs watch for, and the events
+of the asset analytics_daily_stats."""
 
 import json
 import os
@@ -25,6 +26,7 @@ from sinks import ADDRESS, SECRET, mail_server, slack_server, text_of
 from web_analytics import schema
 
 JOBS = ("aggregate_daily_analytics", "cleanup_analytics_sessions", "archive_old_analytics")
+OWN = "report_changed_days"
 # Jobs that are too slow: one for its time limit, one to be killed or marked.
 SLOW = """
 from datetime import timedelta
@@ -126,7 +128,7 @@ def _live(state: Path, server: embedded.Server) -> Iterator[Live]:
     bundle = "airflow.dag_processing.bundles.local.LocalDagBundle"
     bundles = [
         {"name": name, "classpath": bundle, "kwargs": {"path": str(path)}}
-        for name, path in (("jobs", ROOT / "dags"), ("slow", state / "slow"))
+        for name, path in (("jobs", ROOT / "dags"), ("slow", state / "slow"), ("own", ROOT / "docs" / "examples"))
     ]
     with (
         mail_server() as (mails, smtp),
@@ -147,8 +149,9 @@ def _live(state: Path, server: embedded.Server) -> Iterator[Live]:
         airflow.run("db", "migrate")
         airflow.finish("db")
         airflow.start(triggerer=False)
-        airflow.wait_for_dags([*JOBS, "slow", "endless"])
-        for dag_id in (*JOBS, "slow", "endless"):
+        dags = [*JOBS, "slow", "endless", OWN]
+        airflow.wait_for_dags(dags)
+        for dag_id in dags:
             airflow.call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
         yield Live(airflow, database, mails, slack)
         database.close_connections()
@@ -265,3 +268,38 @@ def test_the_database_has_grown_too_large(live: Live) -> None:
     live.database.connection.execute("DROP FUNCTION analytics.pg_database_size")
     assert live.run("cleanup_analytics_sessions") == "success"
     assert "The database has 11 GB" in live.received("[Analytics] database_size: recovered")
+
+
+def test_a_dag_of_ones_own_runs_when_days_were_counted_and_again_when_one_is_counted_again(
+    live: Live, midnight: datetime
+) -> None:
+    runs = f"/api/v2/dags/{OWN}/dagRuns"
+
+    def told() -> list[dict[str, list[str]]]:
+        """What the DAG was told by each run of the job that changed something."""
+        found = live.airflow.call("GET", f"{runs}?order_by=run_after")["dag_runs"]
+        live.wait(
+            lambda: all(live.airflow.call("GET", f"{runs}/{run['dag_run_id']}")["state"] == "success" for run in found)
+        )
+        task = "taskInstances/changed_days/xcomEntries/return_value"
+        return [live.airflow.call("GET", f"{runs}/{run['dag_run_id']}/{task}")["value"] for run in found]
+
+    live.database.connection.execute("DELETE FROM analytics_event; DELETE FROM analytics_daily_stats")
+    before = len(told())
+    days = [midnight - timedelta(hours=hours) for hours in (1, 25)]
+    for website_id in ("shop", 'a"b'):
+        live.database.event(days[0], website_id=website_id)
+    live.database.event(days[1], website_id="shop")
+    yesterday, day_before = (str(day.date()) for day in days)
+    assert live.run("aggregate_daily_analytics") == "success"
+    live.wait(lambda: any(yesterday in changed for changed in told()[before:]))
+    changed = {day: websites for changed in told()[before:] for day, websites in changed.items()}
+    assert changed == {yesterday: ['a"b', "shop"], day_before: ["shop"]}
+
+    # What changes nothing tells nobody.
+    before = len(told())
+    assert live.run("aggregate_daily_analytics") == "success"
+    live.database.event(days[1], website_id="shop")
+    assert live.run("aggregate_daily_analytics") == "success"
+    live.wait(lambda: len(told()) > before)
+    assert told()[before:] == [{day_before: ["shop"]}]

@@ -1,6 +1,6 @@
 -- Aggregates days into analytics_daily_stats: one row per website and day that has events, all or none.
 -- Params: days (date[]), label (text, names them in the log), recount (boolean).
--- Result: one row: log.
+-- Result: one row: log, result (json: by day, the websites whose row is new or has changed; NULL if none has).
 -- A day that is not over and has no row is left for a later run. A sealed row stays as it is.
 -- Where fewer events are there than a row counts, and they were not soft-deleted, somebody deleted or moved them. If an
 -- older day still has at least a tenth of the events that its row counts (half, if that row is sealed or kept; any
@@ -209,10 +209,16 @@ numbered AS (
 -- In parts, whose memory is small, and in one order, so that two runs of the same day wait for each other instead of
 -- deadlocking.
 written AS MATERIALIZED (
-    SELECT analytics_write_days(array_agg(numbered.counted ORDER BY numbered.number))
-    FROM numbered
-    GROUP BY numbered.number / 100
-    ORDER BY numbered.number / 100
+    SELECT
+        row.website_id,
+        row.date
+    FROM (
+        SELECT array_agg(numbered.counted ORDER BY numbered.number) AS counted
+        FROM numbered
+        GROUP BY numbered.number / 100
+        ORDER BY numbered.number / 100
+    ) AS part
+    CROSS JOIN LATERAL analytics_write_days(part.counted) AS row
 ),
 
 made_kept AS (
@@ -248,9 +254,19 @@ SELECT
             E'\n' ORDER BY counted.website_id, counted.date
         ),
         CASE
-            WHEN count(*) > 0 AND (SELECT count(*) FROM written) > 0
+            WHEN count(*) > 0
                 THEN format('[Analytics Job] ✅ Aggregated %%s website(s) for %%s', count(*), %(label)s::text)
             ELSE format('[Analytics Job] No events on %%s: no row written', %(label)s::text)
         END
-    ) AS log
+    ) AS log,
+    (
+        SELECT json_object_agg(day.date, day.websites ORDER BY day.date)
+        FROM (
+            SELECT
+                written.date,
+                json_agg(written.website_id ORDER BY written.website_id) AS websites
+            FROM written
+            GROUP BY written.date
+        ) AS day
+    ) AS result
 FROM counted;

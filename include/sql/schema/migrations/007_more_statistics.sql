@@ -39,5 +39,8 @@ ALTER TABLE analytics_website_policy ADD COLUMN name text;
 
 COMMENT ON COLUMN analytics_website_policy.name IS 'What the page calls the website; NULL: its id.';
 
+-- It returns what it has written now.
+DROP FUNCTION IF EXISTS analytics_write_days(analytics_daily_stats[]);
+
 -- More of an event is counted now.
 DROP FUNCTION IF EXISTS analytics_event_hash(text, text, text, text, text, text);

@@ -493,8 +493,10 @@ $$;
 -- What it replaces.
 DROP FUNCTION IF EXISTS analytics_count_day(text, date, timestamptz, timestamptz);
 
--- Writes rows of analytics_daily_stats that are new, or other than what is there. A sealed row stays as it is.
-CREATE OR REPLACE FUNCTION analytics_write_days(counted analytics_daily_stats[]) RETURNS void
+-- Writes rows of analytics_daily_stats that are new, or other than what is there, and returns which these are. A sealed
+-- row stays as it is.
+CREATE OR REPLACE FUNCTION analytics_write_days(counted analytics_daily_stats[])
+RETURNS TABLE (website_id text, date date)
 LANGUAGE plpgsql AS $$
 DECLARE
     -- All columns, so that a new one need not be named here.
@@ -508,11 +510,12 @@ DECLARE
         ORDER BY stored.attnum
     );
 BEGIN
-    EXECUTE format(
+    RETURN QUERY EXECUTE format(
         'INSERT INTO analytics_daily_stats AS stats (%1$s, aggregated_at)'
         ' SELECT %1$s, now() FROM unnest($1)'
         ' ON CONFLICT (website_id, date) DO UPDATE SET (%1$s, aggregated_at) = ROW (%3$s, excluded.aggregated_at)'
-        ' WHERE stats.sealed_at IS NULL AND (%2$s) IS DISTINCT FROM (%3$s)',
+        ' WHERE stats.sealed_at IS NULL AND (%2$s) IS DISTINCT FROM (%3$s)'
+        ' RETURNING stats.website_id, stats.date',
         array_to_string(columns, ', '),
         'stats.' || array_to_string(columns, ', stats.'),
         'excluded.' || array_to_string(columns, ', excluded.')
