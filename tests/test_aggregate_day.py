@@ -39,7 +39,9 @@ HASHED = (
     *("browser", "os", "utm_source", "utm_medium", "utm_campaign"),
 )
 PARAMETERS = {"days": [DAY], "label": DAY, "recount": False}
-HASH = f"analytics_event_hash(id, {', '.join(HASHED)}, timestamp)"
+HASH = (
+    f"analytics_event_hash(id, {', '.join(HASHED[:6])}, analytics_attributes_hash({', '.join(HASHED[6:])}), timestamp)"
+)
 REPEATABLE_READ = (
     "-c search_path=analytics,public -c default_transaction_isolation=repeatable\\ read -c statement_timeout=20s"
 )

@@ -115,13 +115,15 @@ raw AS MATERIALIZED (
                 live.referrer_source,
                 live.visitor_id,
                 live.session_id,
-                live.country,
-                live.device_type,
-                live.browser,
-                live.os,
-                live.utm_source,
-                live.utm_medium,
-                live.utm_campaign,
+                analytics_attributes_hash(
+                    live.country,
+                    live.device_type,
+                    live.browser,
+                    live.os,
+                    live.utm_source,
+                    live.utm_medium,
+                    live.utm_campaign
+                ),
                 live.timestamp
             ) AS hash
         FROM analytics_event AS live

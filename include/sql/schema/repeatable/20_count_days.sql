@@ -1,14 +1,28 @@
 -- What the raw events of a day say.
 
--- The hash of everything of an event that is counted. Rows are known by their id, so that no two events cancel out.
-CREATE OR REPLACE FUNCTION analytics_event_hash(
-    id text, event_type text, event_name text, pathname text, referrer_source text, visitor_id text, session_id text,
-    country text, device_type text, browser text, os text, utm_source text, utm_medium text, utm_campaign text,
-    instant timestamptz
+-- The hash of what an event says of its visitor: the attributes that the statistics divide pageviews by.
+CREATE OR REPLACE FUNCTION analytics_attributes_hash(
+    country text, device_type text, browser text, os text, utm_source text, utm_medium text, utm_campaign text
 )
 RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     -- Each hash is the seed of the next one, which takes half the time of the hash of a record.
+    SELECT hashtextextended(coalesce(country, ''),
+        hashtextextended(coalesce(device_type, ''),
+        hashtextextended(coalesce(browser, ''),
+        hashtextextended(coalesce(os, ''),
+        hashtextextended(coalesce(utm_source, ''),
+        hashtextextended(coalesce(utm_medium, ''),
+        hashtextextended(coalesce(utm_campaign, ''), 0)))))))
+$$;
+
+-- The hash of everything of an event that is counted. Rows are known by their id, so that no two events cancel out.
+CREATE OR REPLACE FUNCTION analytics_event_hash(
+    id text, event_type text, event_name text, pathname text, referrer_source text, visitor_id text, session_id text,
+    attributes bigint, instant timestamptz
+)
+RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT hashtextextended(coalesce(id, ''),
         hashtextextended(coalesce(event_type, ''),
         hashtextextended(coalesce(event_name, ''),
@@ -16,14 +30,7 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
         hashtextextended(coalesce(referrer_source, ''),
         hashtextextended(coalesce(visitor_id, ''),
         hashtextextended(coalesce(session_id, ''),
-        hashtextextended(coalesce(country, ''),
-        hashtextextended(coalesce(device_type, ''),
-        hashtextextended(coalesce(browser, ''),
-        hashtextextended(coalesce(os, ''),
-        hashtextextended(coalesce(utm_source, ''),
-        hashtextextended(coalesce(utm_medium, ''),
-        hashtextextended(coalesce(utm_campaign, ''),
-        interval_hash_extended(instant - '2000-01-01 00:00:00+00'::timestamptz, 0)))))))))))))))
+        interval_hash_extended(instant - '2000-01-01 00:00:00+00'::timestamptz, attributes))))))))
 $$;
 
 -- The names of custom events that are proven and deleted like all, but not counted as custom events.
@@ -108,9 +115,11 @@ CREATE OR REPLACE FUNCTION analytics_count_days(
 RETURNS SETOF analytics_daily_stats
 LANGUAGE plpgsql STABLE ROWS 100
 -- Planned once for all websites and days. Groups must be hashed: sorting them under the database's collation is many
--- times slower, and is what the planner chooses where it overestimates their number.
+-- times slower, and is what the planner chooses where it overestimates their number. So must what is joined: each with
+-- each takes minutes, and is what it chooses where it underestimates them.
 SET plan_cache_mode = force_generic_plan
 SET enable_sort = off
+SET enable_nestloop = off
 SET jit = off
 AS $$
 DECLARE
@@ -124,12 +133,14 @@ BEGIN
             WITH ORDINALITY AS given (website_id, date, starts_at, ends_at, number)
         ),
 
+        -- By page, referrer, session, attributes, and visitor, of whom few have several attributes. Only events that are
+        -- no pageviews have a custom_event.
         grouped AS MATERIALIZED (
             SELECT
                 day.number,
                 event.pathname,
                 event.referrer_source,
-                event.visitor_id,
+                event.session_id,
                 event.country,
                 event.device_type,
                 event.browser,
@@ -137,10 +148,13 @@ BEGIN
                 event.utm_source,
                 event.utm_medium,
                 event.utm_campaign,
+                event.attributes,
+                event.visitor_id,
                 event.custom_event,
-                grouping(event.pathname, event.referrer_source, event.visitor_id, event.session_id) AS absent,
+                grouping(event.pathname, event.referrer_source, event.session_id, event.country, event.visitor_id)
+                    AS absent,
                 count(*) AS events,
-                count(*) FILTER (WHERE event.event_type = 'pageview') AS pageviews,
+                count(*) FILTER (WHERE event.is_pageview) AS pageviews,
                 count(event.custom_event) AS custom_events,
                 max(event.timestamp) - min(event.timestamp) AS duration,
                 bit_xor(analytics_event_hash(
@@ -151,23 +165,41 @@ BEGIN
                     event.referrer_source,
                     event.visitor_id,
                     event.session_id,
-                    event.country,
-                    event.device_type,
-                    event.browser,
-                    event.os,
-                    event.utm_source,
-                    event.utm_medium,
-                    event.utm_campaign,
+                    event.attributes,
                     event.timestamp
                 )) AS hash
             FROM day
             CROSS JOIN LATERAL (
                 -- OFFSET 0 makes it a scan of an index for each day, whatever the planner thinks of their number.
                 SELECT
-                    event.*,
+                    event.id,
+                    event.event_type,
+                    event.event_name,
+                    event.pathname,
+                    event.referrer_source,
+                    event.visitor_id,
+                    event.session_id,
+                    event.timestamp,
+                    event.event_type = 'pageview' AS is_pageview,
+                    coalesce(event.country, '') AS country,
+                    coalesce(event.device_type, '') AS device_type,
+                    coalesce(event.browser, '') AS browser,
+                    coalesce(event.os, '') AS os,
+                    coalesce(event.utm_source, '') AS utm_source,
+                    coalesce(event.utm_medium, '') AS utm_medium,
+                    coalesce(event.utm_campaign, '') AS utm_campaign,
+                    analytics_attributes_hash(
+                        event.country,
+                        event.device_type,
+                        event.browser,
+                        event.os,
+                        event.utm_source,
+                        event.utm_medium,
+                        event.utm_campaign
+                    ) AS attributes,
                     CASE
                         WHEN event.event_type = 'custom_event' AND (event.event_name = any(ignored)) IS NOT TRUE
-                            THEN coalesce(event.event_name, '')
+                            THEN coalesce(nullif(event.event_name, ''), '(none)')
                     END AS custom_event
                 FROM analytics_event AS event
                 WHERE
@@ -181,137 +213,133 @@ BEGIN
                 GROUPING SETS (
                     (day.number, event.pathname),
                     (day.number, event.referrer_source),
-                    -- A profile: few visitors have more than one of pageviews.
+                    (day.number, event.session_id),
                     (
-                        day.number, event.visitor_id, event.country, event.device_type, event.browser, event.os,
-                        event.utm_source, event.utm_medium, event.utm_campaign, event.custom_event
+                        day.number, event.country, event.device_type, event.browser, event.os, event.utm_source,
+                        event.utm_medium, event.utm_campaign, event.attributes
                     ),
-                    (day.number, event.session_id)
+                    (day.number, event.visitor_id, event.attributes, event.custom_event)
                 )
         ),
 
-        -- Of the profiles: each visitor, and each item of each dimension. Of all columns but one, absent has the bits.
-        slice AS MATERIALIZED (
+        -- Of each visitor, and of all who have the same attributes: the pairs of the two that have pageviews.
+        pair AS MATERIALIZED (
             SELECT
-                profile.number,
-                profile.visitor_id,
-                coalesce(
-                    profile.country, profile.device_type, profile.browser, profile.os, profile.utm_source,
-                    profile.utm_medium, profile.utm_campaign, profile.custom_event
-                ) AS item,
-                grouping(
-                    profile.visitor_id, profile.country, profile.device_type, profile.browser, profile.os,
-                    profile.utm_source, profile.utm_medium, profile.utm_campaign, profile.custom_event
-                ) AS absent,
-                sum(profile.pageviews) AS pageviews,
-                sum(profile.custom_events) AS custom_events,
-                count(*) FILTER (WHERE profile.pageviews > 0) AS page_profiles,
-                count(*) FILTER (WHERE profile.custom_events > 0) AS event_profiles
-            FROM grouped AS profile
-            WHERE profile.absent = b'1101'::int
-            GROUP BY
-                GROUPING SETS (
-                    (profile.number, profile.visitor_id),
-                    (profile.number, profile.country),
-                    (profile.number, profile.device_type),
-                    (profile.number, profile.browser),
-                    (profile.number, profile.os),
-                    (profile.number, profile.utm_source),
-                    (profile.number, profile.utm_medium),
-                    (profile.number, profile.utm_campaign),
-                    (profile.number, profile.custom_event)
-                )
+                grouped.number,
+                grouped.visitor_id,
+                grouped.attributes,
+                grouping(grouped.attributes) = 1 AS is_visitor,
+                count(*) FILTER (WHERE grouped.pageviews > 0) AS pairs
+            FROM grouped
+            WHERE grouped.absent = b'11110'::int
+            GROUP BY GROUPING SETS ((grouped.number, grouped.visitor_id), (grouped.number, grouped.attributes))
         ),
 
-        -- Visitors of more than one profile count with the item of most of their pageviews or custom events, of several
-        -- with the first one in byte order.
-        divided AS (
+        attribute AS MATERIALIZED (
             SELECT
-                profile.number,
-                profile.visitor_id,
-                dimension.absent,
-                coalesce(nullif(dimension.item, ''), '(none)') AS item,
-                count(*) AS profiles,
-                row_number() OVER (
-                    PARTITION BY profile.number, profile.visitor_id, dimension.absent
-                    ORDER BY
-                        sum(dimension.weight) DESC, coalesce(nullif(dimension.item, ''), '(none)') COLLATE "C" ASC
-                ) AS place
-            FROM grouped AS profile
+                grouped.number,
+                grouped.attributes,
+                grouped.pageviews,
+                pair.pairs,
+                dimension.number AS dimension,
+                coalesce(nullif(dimension.item, ''), '(none)') AS item
+            FROM grouped
+            INNER JOIN pair ON grouped.number = pair.number AND grouped.attributes = pair.attributes
             CROSS JOIN LATERAL (
                 VALUES
-                (b'101111111'::int, profile.country, profile.pageviews),
-                (b'110111111'::int, profile.device_type, profile.pageviews),
-                (b'111011111'::int, profile.browser, profile.pageviews),
-                (b'111101111'::int, profile.os, profile.pageviews),
-                (b'111110111'::int, profile.utm_source, profile.pageviews),
-                (b'111111011'::int, profile.utm_medium, profile.pageviews),
-                (b'111111101'::int, profile.utm_campaign, profile.pageviews),
-                (b'111111110'::int, profile.custom_event, profile.custom_events)
-            ) AS dimension (absent, item, weight)
-            WHERE
-                profile.absent = b'1101'::int
-                AND dimension.weight > 0
-                AND (profile.number, profile.visitor_id, dimension.absent = b'111111110'::int) IN (
-                    SELECT
-                        slice.number,
-                        slice.visitor_id,
-                        kind.is_event
-                    FROM slice
-                    CROSS JOIN LATERAL (VALUES (FALSE, slice.page_profiles), (TRUE, slice.event_profiles))
-                        AS kind (is_event, profiles)
-                    WHERE slice.absent = b'011111111'::int AND kind.profiles > 1
-                )
-            GROUP BY
-                profile.number, profile.visitor_id, dimension.absent, coalesce(nullif(dimension.item, ''), '(none)')
+                (1, grouped.country), (2, grouped.device_type), (3, grouped.browser), (4, grouped.os),
+                (5, grouped.utm_source), (6, grouped.utm_medium), (7, grouped.utm_campaign)
+            ) AS dimension (number, item)
+            WHERE grouped.absent = b'11101'::int AND grouped.pageviews > 0 AND NOT pair.is_visitor
         ),
 
+        -- A visitor is one of the item of most of its pageviews or custom events, of several of the first one in byte
+        -- order. The dimension of custom events is 8.
         share AS (
             SELECT
                 part.number,
-                part.absent,
-                coalesce(nullif(part.item, ''), '(none)') AS item,
+                part.dimension,
+                part.item,
                 sum(part.count) AS count,
                 sum(part.visitors) AS visitors
             FROM (
                 SELECT
-                    slice.number,
-                    slice.absent,
-                    slice.item,
-                    CASE slice.absent WHEN b'111111110'::int THEN slice.custom_events ELSE slice.pageviews END AS count,
-                    CASE slice.absent WHEN b'111111110'::int THEN slice.event_profiles ELSE slice.page_profiles END
-                        AS visitors
-                FROM slice
-                WHERE slice.absent <> b'011111111'::int
+                    attribute.number,
+                    attribute.dimension,
+                    attribute.item,
+                    attribute.pageviews AS count,
+                    attribute.pairs AS visitors
+                FROM attribute
                 UNION ALL
                 SELECT
-                    divided.number,
-                    divided.absent,
-                    divided.item,
+                    several.number,
+                    attribute.dimension,
+                    attribute.item,
                     0 AS count,
-                    CASE divided.place WHEN 1 THEN 1 ELSE 0 END - divided.profiles AS visitors
-                FROM divided
+                    CASE
+                        row_number() OVER (
+                            PARTITION BY several.number, several.visitor_id COLLATE "C", attribute.dimension
+                            ORDER BY sum(several.pageviews) DESC, attribute.item COLLATE "C" ASC
+                        )
+                        WHEN 1 THEN 1
+                        ELSE 0
+                    END - count(*) AS visitors
+                FROM (
+                    -- Who has several attributes was counted with each. OFFSET 0: they are few, and so looked up first.
+                    SELECT
+                        grouped.number,
+                        grouped.visitor_id,
+                        grouped.attributes,
+                        grouped.pageviews
+                    FROM grouped
+                    INNER JOIN pair ON grouped.number = pair.number AND grouped.visitor_id = pair.visitor_id
+                    WHERE
+                        grouped.absent = b'11110'::int
+                        AND grouped.pageviews > 0
+                        AND pair.is_visitor
+                        AND pair.pairs > 1
+                    OFFSET 0
+                ) AS several
+                INNER JOIN attribute
+                    ON several.number = attribute.number AND several.attributes = attribute.attributes
+                GROUP BY several.number, several.visitor_id, attribute.dimension, attribute.item
+                UNION ALL
+                SELECT
+                    grouped.number,
+                    8 AS dimension,
+                    grouped.custom_event AS item,
+                    sum(grouped.custom_events) AS count,
+                    CASE
+                        row_number() OVER (
+                            PARTITION BY grouped.number, grouped.visitor_id COLLATE "C"
+                            ORDER BY sum(grouped.custom_events) DESC, grouped.custom_event COLLATE "C" ASC
+                        )
+                        WHEN 1 THEN 1
+                        ELSE 0
+                    END AS visitors
+                FROM grouped
+                WHERE grouped.absent = b'11110'::int AND grouped.custom_event IS NOT NULL
+                GROUP BY grouped.number, grouped.visitor_id, grouped.custom_event
             ) AS part
-            GROUP BY part.number, part.absent, coalesce(nullif(part.item, ''), '(none)')
+            GROUP BY part.number, part.dimension, part.item
         ),
 
         -- An item that is named (other) is one of the others.
         dimension AS (
             SELECT
                 named.number,
-                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'101111111'::int) AS countries,
-                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'110111111'::int) AS devices,
-                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'111011111'::int) AS browsers,
-                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'111101111'::int) AS os,
-                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'111110111'::int) AS utm_sources,
-                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'111111011'::int) AS utm_mediums,
-                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'111111101'::int)
-                    AS utm_campaigns,
-                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.absent = b'111111110'::int) AS events
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.dimension = 1) AS countries,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.dimension = 2) AS devices,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.dimension = 3) AS browsers,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.dimension = 4) AS os,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.dimension = 5) AS utm_sources,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.dimension = 6) AS utm_mediums,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.dimension = 7) AS utm_campaigns,
+                jsonb_agg(named.entry ORDER BY named.place) FILTER (WHERE named.dimension = 8) AS events
             FROM (
                 SELECT
                     placed.number,
-                    placed.absent,
+                    placed.dimension,
                     least(placed.place, 11) AS place,
                     jsonb_build_object(
                         'item', min(CASE WHEN placed.place > 10 THEN '(other)' ELSE left(placed.item, 2048) END),
@@ -324,14 +352,13 @@ BEGIN
                         CASE
                             WHEN share.item = '(other)' THEN 11
                             ELSE row_number() OVER (
-                                PARTITION BY share.number, share.absent
+                                PARTITION BY share.number, share.dimension
                                 ORDER BY share.item = '(other)' ASC, share.count DESC, share.item COLLATE "C" ASC
                             )
                         END AS place
                     FROM share
-                    WHERE share.count > 0
                 ) AS placed
-                GROUP BY placed.number, placed.absent, least(placed.place, 11)
+                GROUP BY placed.number, placed.dimension, least(placed.place, 11)
             ) AS named
             GROUP BY named.number
         ),
@@ -339,17 +366,23 @@ BEGIN
         total AS (
             SELECT
                 grouped.number,
-                sum(grouped.events) FILTER (WHERE grouped.absent = b'0111'::int) AS events,
-                sum(grouped.pageviews) FILTER (WHERE grouped.absent = b'0111'::int) AS pageviews,
-                sum(grouped.custom_events) FILTER (WHERE grouped.absent = b'0111'::int) AS custom_events,
-                count(*) FILTER (WHERE grouped.absent = b'1110'::int) AS sessions,
-                count(*) FILTER (
-                    WHERE grouped.absent = b'1110'::int AND grouped.pageviews = 1 AND grouped.custom_events = 0
-                ) AS bounced_sessions,
-                floor(extract(EPOCH FROM sum(grouped.duration) FILTER (WHERE grouped.absent = b'1110'::int)))
-                    AS session_seconds,
-                bit_xor(grouped.hash) FILTER (WHERE grouped.absent = b'0111'::int) AS hash
+                sum(grouped.events) AS events,
+                sum(grouped.pageviews) AS pageviews,
+                sum(grouped.custom_events) AS custom_events,
+                bit_xor(grouped.hash) AS hash
             FROM grouped
+            WHERE grouped.absent = b'01111'::int
+            GROUP BY grouped.number
+        ),
+
+        session AS (
+            SELECT
+                grouped.number,
+                count(*) AS sessions,
+                count(*) FILTER (WHERE grouped.pageviews = 1 AND grouped.custom_events = 0) AS bounced,
+                floor(extract(EPOCH FROM sum(grouped.duration))) AS seconds
+            FROM grouped
+            WHERE grouped.absent = b'11011'::int
             GROUP BY grouped.number
         ),
 
@@ -368,8 +401,8 @@ BEGIN
             WHERE
                 grouped.pageviews > 0
                 AND (
-                    grouped.absent = b'0111'::int
-                    OR grouped.absent = b'1011'::int AND grouped.referrer_source <> ''
+                    grouped.absent = b'01111'::int
+                    OR grouped.absent = b'10111'::int AND grouped.referrer_source <> ''
                 )
         ),
 
@@ -378,10 +411,10 @@ BEGIN
                 item.number,
                 jsonb_agg(
                     jsonb_build_object('item', left(item.item, 2048), 'count', item.pageviews) ORDER BY item.place
-                ) FILTER (WHERE item.absent = b'0111'::int) AS pages,
+                ) FILTER (WHERE item.absent = b'01111'::int) AS pages,
                 jsonb_agg(
                     jsonb_build_object('item', left(item.item, 2048), 'count', item.pageviews) ORDER BY item.place
-                ) FILTER (WHERE item.absent = b'1011'::int) AS referrers
+                ) FILTER (WHERE item.absent = b'10111'::int) AS referrers
             FROM item
             WHERE item.place <= 10
             GROUP BY item.number
@@ -390,18 +423,19 @@ BEGIN
         -- SHA-256, since sketches are kept for ever, and PostgreSQL's own hashes may differ between versions.
         visitor_bit AS (
             SELECT
-                slice.number,
-                analytics_sketch_bit(
-                    ('x' || left(encode(sha256(convert_to(slice.visitor_id, 'UTF8')), 'hex'), 16))::bit(64)
-                ) AS bit,
+                hashed.number,
+                analytics_sketch_bit(hashed.hash) AS bit,
                 count(*) AS visitors
-            FROM slice
-            WHERE slice.absent = b'011111111'::int
-            GROUP BY
-                slice.number,
-                analytics_sketch_bit(
-                    ('x' || left(encode(sha256(convert_to(slice.visitor_id, 'UTF8')), 'hex'), 16))::bit(64)
-                )
+            FROM (
+                -- OFFSET 0: the function has the hash in it twice.
+                SELECT
+                    pair.number,
+                    ('x' || left(encode(sha256(convert_to(pair.visitor_id, 'UTF8')), 'hex'), 16))::bit(64) AS hash
+                FROM pair
+                WHERE pair.is_visitor
+                OFFSET 0
+            ) AS hashed
+            GROUP BY hashed.number, analytics_sketch_bit(hashed.hash)
         ),
 
         sketch AS (
@@ -432,9 +466,9 @@ BEGIN
             coalesce(total.pageviews, 0) AS pageviews,
             coalesce(total.custom_events, 0) AS custom_events,
             coalesce(sketch.visitors, 0) AS visitors,
-            coalesce(total.sessions, 0) AS sessions,
-            coalesce(total.bounced_sessions, 0) AS bounced_sessions,
-            coalesce(total.session_seconds, 0) AS session_seconds,
+            coalesce(session.sessions, 0) AS sessions,
+            coalesce(session.bounced, 0) AS bounced_sessions,
+            coalesce(session.seconds, 0) AS session_seconds,
             coalesce(total.events, 0) AS events,
             coalesce(total.hash, 0) AS hash,
             coalesce(top.pages, '[]') AS pages,
@@ -452,6 +486,7 @@ BEGIN
         FROM day
         CROSS JOIN LATERAL analytics_signs(day.website_id, day.starts_at, day.ends_at) AS sign
         LEFT JOIN total ON day.number = total.number
+        LEFT JOIN session ON day.number = session.number
         LEFT JOIN top ON day.number = top.number
         LEFT JOIN dimension ON day.number = dimension.number
         LEFT JOIN sketch ON day.number = sketch.number
