@@ -1,5 +1,6 @@
 """Made-up rows for the tests of the Analytics page."""
 
+import json
 from datetime import date
 
 from conftest import Database
@@ -65,33 +66,75 @@ def alert(database: Database, condition: str, subject: str, message: str) -> Non
     )
 
 
+# The items of each dimension, the most counted first. Each is counted about two thirds as often as the one before.
+ITEMS = {
+    "pages": "/ /products /products/espresso-machine /cart /checkout /blog/grinding-beans /products/kettle /about"
+    " /products/filter-papers /contact",
+    "referrers": "google direct newsletter instagram duckduckgo coffee-forum.example bing reddit tiktok price-watch.example",
+    "countries": "DE AT CH FR NL GB US IT PL (none)",
+    "devices": "mobile desktop tablet unknown",
+    "browsers": "Chrome Safari Firefox Edge Samsung_Internet Opera",
+    "os": "Android iOS Windows macOS Linux (none)",
+    "utm_sources": "(none) newsletter google instagram partner",
+    "utm_mediums": "(none) email cpc social affiliate",
+    "utm_campaigns": "(none) spring-sale new-grinder black-friday welcome",
+    "events": "add_to_cart begin_checkout purchase newsletter_signup search video_play download share login filter",
+}
+
+
 def daily_stats(database: Database, websites: int, days: int, until: date) -> None:
-    """Stats of the days before `until`: pageviews of 100 to 600, of which 7 came late; sketches of about 50 visitors."""
+    """Stats of the days before `until`, which differ by size of website, weekday and week; of each, 7 pageviews came late.
+
+    The largest website is the first one, with some 5,000 pageviews a day, the smallest every fifth.
+    """
+    columns = [f"top_{name}" for name in ITEMS]
     database.query(
-        """
-        WITH sketch AS (
-            SELECT string_agg((random() < 0.001)::int::text, '')::bit(49152) AS bits
-            FROM generate_series(1, 49152 * 20) AS bit (number) GROUP BY number %% 20
+        f"""
+        WITH shape AS MATERIALIZED (
+            SELECT
+                size, number,
+                (8000 / 2.5 ^ size * (CASE WHEN number %% 7 IN (2, 3) THEN 0.6 ELSE 1 END + number / 140.0 + 0.2 * random()))::int
+                    AS pageviews
+            FROM generate_series(1, 5) AS size, generate_series(0, 55) AS number
+        ),
+        list AS MATERIALIZED (
+            SELECT size, number, pageviews, {",".join(f"max(items::text) FILTER (WHERE name = '{name}')::jsonb AS top_{name}" for name in ITEMS)}
+            FROM (
+                SELECT size, number, pageviews, name, jsonb_agg(jsonb_build_object(
+                    'item', replace(item, '_Int', ' Int'),
+                    'count', ceil(CASE name WHEN 'events' THEN 0.1 ELSE 1 END * pageviews * 0.33 * 0.67 ^ (place - 1))::int,
+                    'visitors', ceil(pageviews / 9.0 * 0.67 ^ (place - 1))::int
+                ) ORDER BY place) AS items
+                FROM shape, jsonb_each_text(%s) AS dimension (name, items),
+                    string_to_table(items, ' ') WITH ORDINALITY AS item (item, place)
+                GROUP BY size, number, pageviews, name
+            ) AS named
+            GROUP BY size, number, pageviews
+        ),
+        sketch AS MATERIALIZED (
+            SELECT size, number, string_agg(
+                (random() < 1 - exp(-8000 / 2.5 ^ size / 3 / 2048 * 0.5 ^ (bit / 2048 + 1)))::int::text, '' ORDER BY bit
+            )::bit(49152) AS bits
+            FROM generate_series(1, 5) AS size, generate_series(0, 3) AS number, generate_series(0, 49151) AS bit
+            GROUP BY size, number
         )
         INSERT INTO analytics_daily_stats (
-            website_id, date, total_pageviews, total_custom_events, unique_visitors, unique_sessions,
-            top_pages,
-            top_referrers,
-            total_events, deleted_events, events_hash, visitor_sketch,
-            starts_at, ends_at, aggregated_at, late_pageviews
+            website_id, date, total_pageviews, total_custom_events, unique_visitors, unique_sessions, bounced_sessions,
+            session_seconds, total_events, deleted_events, events_hash, visitor_sketch, starts_at, ends_at, aggregated_at,
+            late_pageviews, {", ".join(columns)}
         )
         SELECT
-            'website-' || lpad(website::text, 2, '0'), day::date, 93 + 500 * random(), 10, 50, 60,
-            (SELECT jsonb_agg(jsonb_build_object('item', '/products/item-' || n, 'count', 100 - n))
-                FROM generate_series(1, 10) AS n),
-            (SELECT jsonb_agg(jsonb_build_object('item', 'shop-' || n || '.example.org', 'count', 50 - n))
-                FROM generate_series(1, 10) AS n),
-            600, 0, 0, (SELECT bits FROM sketch OFFSET (website + extract(doy FROM day)) %% 20 LIMIT 1),
-            day, day + interval '1 day', day + interval '1 day', 7
-        FROM generate_series(1, %s) AS website,
-            generate_series(%s::date - %s::int, %s::date - 1, interval '1 day') AS day
+            'website-' || lpad(website::text, 2, '0'), day::date, pageviews, pageviews / 10, pageviews / 3,
+            (pageviews / 2.6)::int, (pageviews / 6.1)::int, pageviews * 55, pageviews + pageviews / 10, 0, 0, bits,
+            day, day + interval '1 day', day + interval '1 day', 7, {", ".join(columns)}
+        FROM generate_series(1, %s) AS website
+        CROSS JOIN generate_series(%s::date - %s::int, %s::date - 1, interval '1 day') AS day
+        INNER JOIN list ON size = (website - 1) %% 5 + 1 AND list.number = (day::date - '2000-01-01'::date) %% 56
+        INNER JOIN sketch USING (size)
+        WHERE sketch.number = list.number %% 4
         RETURNING 1
         """,
+        json.dumps(ITEMS),
         websites,
         until,
         days,
