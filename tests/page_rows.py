@@ -1,7 +1,8 @@
 """Made-up rows for the tests of the Analytics page."""
 
 import json
-from datetime import date
+from datetime import date, timedelta
+from typing import Any
 
 from conftest import Database
 
@@ -82,10 +83,26 @@ ITEMS = {
 }
 
 
-def daily_stats(database: Database, websites: int, days: int, until: date) -> None:
-    """Stats of the days before `until`, which differ by size of website, weekday and week; of each, 7 pageviews came late.
+def day_stats(database: Database, website: str, day: date, pageviews: int, **columns: Any) -> None:
+    """Stats of one day, of as many sessions and half as many visitors as pageviews."""
+    values: dict[str, Any] = {
+        "website_id": website, "date": day, "total_pageviews": pageviews, "total_custom_events": 0,
+        "unique_visitors": pageviews // 2, "unique_sessions": pageviews, "bounced_sessions": pageviews // 4,
+        "session_seconds": pageviews * 90, "top_pages": "[]", "top_referrers": "[]", "total_events": pageviews,
+        "deleted_events": 0, "events_hash": 0, "visitor_sketch": "0" * 49152, "starts_at": day,
+        "ends_at": day + timedelta(days=1), "aggregated_at": day + timedelta(days=1),
+    } | columns  # fmt: skip
+    marks = ", ".join(["%s"] * len(values))
+    database.query(
+        f"INSERT INTO analytics_daily_stats ({', '.join(values)}) VALUES ({marks}) RETURNING 1", *values.values()
+    )
 
-    The largest website is the first one, with some 5,000 pageviews a day, the smallest every fifth.
+
+def daily_stats(database: Database, websites: int, days: int, until: date) -> None:
+    """Stats of the days before `until`, which differ by size of website, weekday and week.
+
+    The largest website is the first one, with some 4,000 pageviews a day, the smallest one every fifth.
+    Of the second one, 7 pageviews of the last day came late.
     """
     columns = [f"top_{name}" for name in ITEMS]
     database.query(
@@ -126,7 +143,8 @@ def daily_stats(database: Database, websites: int, days: int, until: date) -> No
         SELECT
             'website-' || lpad(website::text, 2, '0'), day::date, pageviews, pageviews / 10, pageviews / 3,
             (pageviews / 2.6)::int, (pageviews / 6.1)::int, pageviews * 55, pageviews + pageviews / 10, 0, 0, bits,
-            day, day + interval '1 day', day + interval '1 day', 7, {", ".join(columns)}
+            day, day + interval '1 day', day + interval '1 day',
+            CASE WHEN website = 2 AND day = %s::date - 1 THEN 7 ELSE 0 END, {", ".join(columns)}
         FROM generate_series(1, %s) AS website
         CROSS JOIN generate_series(%s::date - %s::int, %s::date - 1, interval '1 day') AS day
         INNER JOIN list ON size = (website - 1) %% 5 + 1 AND list.number = (day::date - '2000-01-01'::date) %% 56
@@ -135,6 +153,7 @@ def daily_stats(database: Database, websites: int, days: int, until: date) -> No
         RETURNING 1
         """,
         json.dumps(ITEMS),
+        until,
         websites,
         until,
         days,

@@ -4,7 +4,6 @@ each thing that can be wrong."""
 import json
 import logging
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +93,7 @@ class Reader:
     """Asks the files below include/sql/page, on one connection per request: none is left when the database restarts."""
 
     def __init__(self, **parameters: Any) -> None:
-        self.parameters: Mapping[str, Any] = parameters | {
+        self.parameters = parameters | {
             "retention_days": _number("ANALYTICS_RETENTION_DAYS", 90),
             "idle_minutes": _number("ANALYTICS_SESSION_TIMEOUT_MINUTES", 30),
         }
@@ -103,11 +102,12 @@ class Reader:
         try:
             hook = PostgresHook(postgres_conn_id=CONNECTION_ID)
             hook.connection.extra = json.dumps({"connect_timeout": 3} | hook.connection.extra_dejson)
-            self.connection: Any = hook.get_conn()
+            connection: Any = hook.get_conn()
         except AirflowNotFoundException:
             raise Unreachable(NO_CONNECTION) from None
         except psycopg.Error as error:
             raise _unreachable(error) from error
+        self.connection = connection
         self.connection.autocommit = True
         self.connection.row_factory = dict_row
         # After connecting, so that they win over the options of the connection.

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from web_analytics_page.view import RANGES, TABS
 
-NOTHING = "–"
+NOTHING = "–"  # noqa: RUF001
 
 
 def count(number: float | None) -> str:
@@ -57,8 +57,8 @@ def short(day: date) -> str:
 
 
 def span(first: date, last: date) -> str:
-    """30 Oct – 5 Nov 2026."""
-    start = "" if first == last else f"{short(first)}{'' if first.year == last.year else f' {first.year}'} – "
+    """30 Oct to 5 Nov 2026."""
+    start = "" if first == last else f"{short(first)}{'' if first.year == last.year else f' {first.year}'} to "
     return f"{start}{short(last)} {last.year}"
 
 

@@ -17,7 +17,15 @@ JOBS = {
 RANGES = {7: "7 days", 30: "30 days", 90: "90 days", 365: "1 year"}
 LONGEST = 1100  # days: one bar a day is enough
 Tab = Literal[
-    *("pages", "referrers", "countries", "devices", "browsers", "os", "utm_sources", "utm_mediums", "utm_campaigns"),
+    "pages",
+    "referrers",
+    "countries",
+    "devices",
+    "browsers",
+    "os",
+    "utm_sources",
+    "utm_mediums",
+    "utm_campaigns",
     "events",
 ]
 TABS: tuple[str, ...] = get_args(Tab)
@@ -61,10 +69,8 @@ class View:
 
     def link(self, **changes: Any) -> str:
         """The address of the page with these changes; without the day, unless it is one of them."""
-        days = {"range": self.days} if self.days else {"from": self.first, "to": self.last}
-        if "range" in changes:
-            days = {}
-        known = {"website": self.website, **days, "tab": self.tab} | changes
+        days: dict[str, Any] = {"range": self.days} if self.days else {"from": self.first, "to": self.last}
+        known = {"website": self.website, **({} if "range" in changes else days), "tab": self.tab} | changes
         return "?" + urlencode({name: value for name, value in known.items() if value is not None})
 
 
@@ -89,6 +95,6 @@ def _today() -> date:
     """The day that it is for websites without a time zone of their own."""
     try:
         zone: Any = ZoneInfo(os.environ.get("ANALYTICS_TIMEZONE") or "UTC")
-    except (ValueError, OSError):  # the jobs complain about it
+    except (KeyError, ValueError, OSError):  # the jobs complain about it
         zone = UTC
     return datetime.now(zone).date()

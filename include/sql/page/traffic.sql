@@ -1,7 +1,7 @@
 -- The traffic of a range and of the range before it, of equal length: of each day, of all websites together or of one;
 -- and of each website in each period.
--- Params: from_day (date), to_day (date, included), before_day (date, the first one of the range before), website (text;
---   NULL: all), live (boolean: also days that are not aggregated yet, which are counted now).
+-- Params: from_day (date), to_day (date, included), before_day (date, the first one of the range before), website
+--   (text; NULL: all), live (boolean: also days that are not aggregated yet, which are counted now).
 -- Result: date or website_id, the other one NULL; period: 'range', 'open' (days of the range that are not over yet) or
 --   'before' (days of the range before whose counterparts are over); days (with traffic), pageviews, custom_events,
 --   visitors (of single days, added up), sessions, of which bounced_sessions and session_seconds are known for
@@ -47,7 +47,10 @@ SELECT
     coalesce(sum(daily.session_seconds), 0)::bigint AS session_seconds,
     sum(daily.late_pageviews + daily.late_custom_events + daily.late_ignored_events)::bigint AS late_events,
     bool_or(daily.is_live) AS is_live,
-    (SELECT min(stats.date) FROM analytics_daily_stats AS stats WHERE stats.website_id = daily.of_website) AS first_day,
+    (
+        SELECT min(stats.date) FROM analytics_daily_stats AS stats
+        WHERE stats.website_id = daily.of_website
+    ) AS first_day,
     min(calendar.last_day) AS last_day
 FROM daily
 CROSS JOIN calendar
@@ -59,4 +62,4 @@ WHERE
     )
     AND (%(website)s::text IS NULL OR daily.of_website = %(website)s::text)
 GROUP BY GROUPING SETS ((daily.date, period), (daily.of_website, period))
-ORDER BY date ASC, pageviews DESC, website_id ASC;
+ORDER BY daily.date ASC, pageviews DESC, website_id ASC;

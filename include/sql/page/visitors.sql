@@ -1,8 +1,9 @@
--- The unique visitors of a website, each counted once: in the range, in its days that are over, and in their counterparts
--- in the range before. Estimated from the days' sketches, with a standard error of 1.4 %%; exact where there is one day.
+-- The unique visitors of a website, each counted once: in the range, in its days that are over, and in their
+-- counterparts in the range before. Estimated from the days' sketches, with a standard error of 1.4 %%; exact where
+-- there is one day.
 -- Params: from_day (date), to_day (date, included), before_day (date, the first one of the range before), last_day
---   (date, the last one of the range that is over), website (text), live (boolean: also days that are not aggregated yet, which are
---   counted now).
+--   (date, the last one of the range that is over), website (text), live (boolean: also days that are not aggregated
+--   yet, which are counted now).
 -- Result: period ('all', 'range', 'before'), visitors.
 WITH daily AS MATERIALIZED (
     SELECT
