@@ -262,6 +262,8 @@ def test_late_events_are_told_where_there_are_any(page: Page, database: Database
     assert "Late: 7 events of website-02 came after their day was sealed." in page.text("traffic")
     assert "Late: 7 events came after" in page.text("traffic", website="website-02")
     assert "Late" not in page.text("traffic", website="website-03")
+    database.connection.execute("INSERT INTO analytics_website_policy (website_id, name) VALUES ('website-02', 'Tea')")
+    assert "Late: 7 events of Tea (website-02) came" in page.text("traffic")
 
 
 def test_websites_are_called_by_their_names(page: Page, database: Database, now: datetime) -> None:
