@@ -159,3 +159,29 @@ def daily_stats(database: Database, websites: int, days: int, until: date) -> No
         days,
         until,
     )
+
+
+def raw_events(database: Database, websites: int, events: int, days: int) -> None:
+    """Pageviews of the last days, today included; the first websites have the most."""
+    database.query(
+        """
+        INSERT INTO analytics_event (
+            id, website_id, pathname, referrer_source, visitor_id, session_id, device_type, browser, country, timestamp
+        )
+        SELECT
+            'event ' || n, 'website-' || lpad((1 + floor(%s * random() ^ 3))::text, 2, '0'), '/products', 'google',
+            'visitor ' || n %% 700, 'session ' || n %% 900, 'mobile', 'Chrome', 'DE', day + random() * length
+        FROM generate_series(1, %s) AS n
+        CROSS JOIN LATERAL (SELECT now() - date_trunc('day', now()) AS so_far, date_trunc('day', now()) AS today) AS present
+        CROSS JOIN LATERAL (
+            SELECT
+                today - n %% %s * interval '1 day' AS day,
+                CASE WHEN n %% %s = 0 THEN so_far ELSE interval '23 hours' END AS length
+        ) AS moment
+        RETURNING 1
+        """,
+        websites,
+        events,
+        days,
+        days,
+    )

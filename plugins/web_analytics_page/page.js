@@ -27,7 +27,7 @@ function takeAddress() {
 
 addEventListener("popstate", () => {
   keepAddress();
-  show();
+  show(true);
 });
 
 // --- Links: to another view of the page; or out of it, which Airflow's own document has to follow

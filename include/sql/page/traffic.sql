@@ -21,11 +21,10 @@ daily AS (
     FROM analytics_daily_stats AS stats
     UNION ALL
     SELECT
-        name.website_id AS of_website,
+        counted.website_id AS of_website,
         counted.*,
         TRUE AS is_live
-    FROM analytics_websites(%(website)s::text) AS name (website_id)
-    CROSS JOIN LATERAL analytics_live_rows(name.website_id, %(before_day)s::date, %(to_day)s::date) AS counted
+    FROM analytics_live_rows(%(website)s::text, %(before_day)s::date, %(to_day)s::date) AS counted
     WHERE %(live)s::boolean
 )
 
