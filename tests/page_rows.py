@@ -110,7 +110,7 @@ def daily_stats(database: Database, websites: int, days: int, until: date) -> No
         WITH shape AS MATERIALIZED (
             SELECT
                 size, number,
-                (8000 / 2.5 ^ size * (CASE WHEN number %% 7 IN (2, 3) THEN 0.6 ELSE 1 END + number / 140.0 + 0.2 * random()))::int
+                (8000 / 2.5 ^ size * (CASE WHEN extract(isodow FROM %s::date - 56 + number) > 5 THEN 0.6 ELSE 1 END + number / 140.0 + 0.2 * random()))::int
                     AS pageviews
             FROM generate_series(1, 5) AS size, generate_series(0, 55) AS number
         ),
@@ -147,16 +147,18 @@ def daily_stats(database: Database, websites: int, days: int, until: date) -> No
             CASE WHEN website = 2 AND day = %s::date - 1 THEN 7 ELSE 0 END, {", ".join(columns)}
         FROM generate_series(1, %s) AS website
         CROSS JOIN generate_series(%s::date - %s::int, %s::date - 1, interval '1 day') AS day
-        INNER JOIN list ON size = (website - 1) %% 5 + 1 AND list.number = (day::date - '2000-01-01'::date) %% 56
+        INNER JOIN list ON size = (website - 1) %% 5 + 1 AND list.number = 55 - (%s::date - 1 - day::date) %% 56
         INNER JOIN sketch USING (size)
         WHERE sketch.number = list.number %% 4
         RETURNING 1
         """,
+        until,
         json.dumps(ITEMS),
         until,
         websites,
         until,
         days,
+        until,
         until,
     )
 
