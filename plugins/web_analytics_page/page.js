@@ -67,8 +67,6 @@ function fail(problem) {
 
 async function load(name, live = false) {
   const { search } = location;
-  const part = $(name);
-  part.setAttribute("aria-busy", "true");
   const query = new URLSearchParams(search);
   if (live) query.set("live", "true");
   const response = await fetch(`part/${name}?${query}`).catch(() => null);
@@ -82,7 +80,7 @@ async function load(name, live = false) {
   } else if (!response?.ok || text === null) {
     fail("Airflow does not answer: look at the log of its api-server, and reload this page.");
   } else {
-    replace(part, text);
+    replace($(name), text);
   }
 }
 
@@ -93,7 +91,6 @@ function replace(part, html) {
   const scrolled = [...part.querySelectorAll(".scroll")].map((box) => box.scrollTop);
   part.querySelectorAll("canvas").forEach((canvas) => window.Chart?.getChart(canvas)?.destroy());
   part.innerHTML = html;
-  part.removeAttribute("aria-busy");
   for (const id of open) if ($(id)) $(id).open = true;
   part.querySelectorAll(".scroll").forEach((box, index) => { box.scrollTop = scrolled[index] ?? 0; });
   if (focused) {
@@ -107,14 +104,17 @@ function replace(part, html) {
 
 async function show(onlyView = false) {
   const { search } = location;
+  const main = document.querySelector("main");
+  main.setAttribute("aria-busy", "true");
   const first = ["range", "traffic", "items"];
   await Promise.all([...(onlyView ? [] : ["status"]), ...first].map((name) => load(name)));
   if (search !== location.search) return;
   const website = $("title")?.querySelector(".website")?.firstChild.data;
   document.title = website ? `${website} – Analytics` : "Analytics";
   // What is counted now, or reads all raw events, may take a while.
-  for (const name of ["traffic", "items"]) load(name, true);
-  if (!onlyView) for (const name of ["retention", "storage"]) load(name);
+  const live = ["traffic", "items"].map((name) => load(name, true));
+  await Promise.all([...live, ...(onlyView ? [] : ["retention", "storage"]).map((name) => load(name))]);
+  if (search === location.search) main.removeAttribute("aria-busy");
 }
 
 // --- Charts, in Airflow's theme: what was chosen there, else the system's
