@@ -1,11 +1,15 @@
 """The Analytics page in a real api-server, for its tests."""
 
+import html
 import json
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from email.message import Message
 from typing import Any
+from urllib.parse import urlencode
 
 import psycopg
 import pytest
@@ -56,17 +60,28 @@ class Page:
         except urllib.error.HTTPError as error:
             return error.code, error.read()
 
-    def data(self, group: str, query: str = "") -> dict[str, Any]:
-        """A group of results by name."""
-        answer: dict[str, Any] = json.loads(self.request(f"/analytics/data/{group}?{query}")[1])
-        return answer
+    def headers(self, path: str, user: str = "viewer") -> Message:
+        """The headers of an answer."""
+        login = {"Authorization": f"Bearer {self.tokens[user]}"}
+        request = urllib.request.Request(self.airflow.url + path, headers=login)
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as response:
+            headers: Message = response.headers
+            return headers
 
-    def rows(self, group: str, name: str, query: str = "") -> list[dict[str, Any]]:
-        """The rows of one query."""
-        result = self.data(group, query)[name]
-        assert "problem" not in result, result
-        rows: list[dict[str, Any]] = result["rows"]
-        return rows
+    def part(self, name: str, **query: Any) -> str:
+        """The HTML of a part of the page."""
+        status, content = self.request(f"/analytics/part/{name}?{urlencode(query)}")
+        assert status == 200, content
+        return content.decode()
+
+    def text(self, name: str, **query: Any) -> str:
+        """What a part of the page says, on one line."""
+        return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", self.part(name, **query))).split())
+
+    def charts(self, name: str, **query: Any) -> dict[str, Any]:
+        """What the charts of a part are drawn from, by their ids."""
+        found = re.findall(r'<canvas id="([^"]*)"[^>]*data-chart=\'([^\']*)\'', self.part(name, **query))
+        return {canvas: json.loads(chart) for canvas, chart in found}
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,6 +26,8 @@ pytest_plugins = ["page_server"]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TODAY = datetime.now(UTC).date()
+DAY = timedelta(days=1)
+SITE = "website-01"
 CONTRAST = """
     names => {
         const value = name => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -67,11 +71,17 @@ def tab(browser: Browser, page: Page) -> Iterator[Tab]:
 def look(tab: Tab, address: str = "/analytics/") -> Frame:
     """Go to the page, by default without Airflow around it; return its frame when it has said what there is."""
     tab.goto(address)
-    if address != "/analytics/":
+    if not address.startswith("/analytics/"):
         tab.wait_for_selector("iframe")
     frame = tab.frames[-1]
-    frame.wait_for_selector("#websites table, #problem:not([hidden])")
+    frame.wait_for_selector("#traffic section, #problem:not([hidden])")
+    settle(frame)
     return frame
+
+
+def settle(frame: Frame) -> None:
+    """Wait until nothing is asked any more."""
+    expect(frame.locator("main[aria-busy]:visible")).to_have_count(0)
 
 
 def test_page_in_airflow(tab: Tab, page: Page, database: Database) -> None:
@@ -86,17 +96,22 @@ def test_page_in_airflow(tab: Tab, page: Page, database: Database) -> None:
     expect(tab.get_by_role("link", name="Analytics")).to_be_visible()
     frame = tab.frames[-1]
     expect(frame.locator("#verdict")).to_contain_text("No alert is open; paused: every job")
-    expect(frame.locator("#panels .note")).to_have_count(3)
+    expect(frame.locator(".panels .note")).to_have_count(3)
     assert frame.locator("h1:visible, h2:visible").all_inner_texts() == [
         "Analytics",
         "Jobs",
         "Traffic",
+        "All websites",
+        "Websites",
+        "What the next run of retention deletes",
         "Raw events by age",
         "Database size",
         "Rows deleted per week",
     ]
     assert frame.locator("#jobs tbody tr").count() == 3
     expect(frame.get_by_text("Loading …")).to_have_count(0)
+    settle(frame)
+    assert frame.locator("canvas:visible").count() == 6
     for canvas in frame.locator("canvas:visible").all():
         assert canvas.get_attribute("aria-label")
         drawn = "canvas => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"
@@ -131,11 +146,11 @@ def test_theme_is_that_of_airflow(tab: Tab, database: Database) -> None:
             "dark => document.documentElement.classList.contains('dark') === dark", arg=theme == "dark"
         )
         colours[theme] = frame.evaluate(
-            "[getComputedStyle(document.body).backgroundColor, Chart.getChart('traffic').options.color]"
+            "[getComputedStyle(document.body).backgroundColor, Chart.getChart('traffic-chart').options.color]"
         )
         pairs = [[text, "ground"] for text in ("text", "muted", "link", "good", "bad", "solid", "dashed")]
         for text, ground, ratio in frame.evaluate(
-            CONTRAST, [*pairs, ["text", "bad-ground"], ["link", "bad-ground"], ["link", "chosen"]]
+            CONTRAST, [*pairs, ["text", "bad-ground"], ["link", "bad-ground"], ["text", "chosen"]]
         ):
             assert ratio >= 4.5, f"{theme}: {text} on {ground}"
     assert colours["dark"][0] != colours["light"][0]
@@ -148,76 +163,158 @@ def test_theme_is_that_of_airflow(tab: Tab, database: Database) -> None:
 def test_page_is_used_with_the_keyboard(tab: Tab, database: Database) -> None:
     page_rows.daily_stats(database, websites=2, days=10, until=TODAY)
     frame = look(tab)
+
+    def press(text: str) -> None:
+        """Go on with the tabulator to a link of this text, and follow it."""
+        while frame.evaluate("document.activeElement.innerText.trim()") != text:
+            tab.keyboard.press("Tab")
+            assert frame.evaluate("document.activeElement !== document.body")
+        assert frame.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        tab.keyboard.press("Enter")
+        settle(frame)
+
     frame.locator("#to").focus()
-    while frame.evaluate("document.activeElement.textContent") != "website-02":
-        tab.keyboard.press("Tab")
-        assert frame.evaluate("document.activeElement !== document.body")
-    assert frame.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    press("website-02")
+    assert frame.evaluate("document.activeElement.id") == "title", "what was chosen is gone, and its title is there"
+    press("Countries")
+    expect(frame.locator("nav.tabs [aria-current]")).to_be_focused()
+    expect(frame.locator("nav.tabs [aria-current]")).to_have_text("Countries")
+    frame.locator("#numbers summary").focus()
     tab.keyboard.press("Enter")
-    expect(frame.locator("#traffic-title")).to_have_text("Website website-02")
-    expect(frame.locator("#websites [aria-pressed=true]")).to_have_text("website-02")
-    expect(frame.locator("#websites [aria-pressed=true]")).to_be_focused()
-    frame.locator("summary").first.focus()
-    tab.keyboard.press("Enter")
-    day = frame.locator("#traffic-table button").nth(3)
-    day.focus()
-    tab.keyboard.press("Enter")
-    expect(frame.locator("#day")).to_have_value(str(TODAY - timedelta(days=3)))
-    expect(frame.locator("#day-title")).to_contain_text("website website-02")
-    expect(frame.locator("#items table").first).to_contain_text("/products/item-1")
-    assert frame.locator("#items thead").first.inner_text().split() == ["Page", "Pageviews"]
+    day = TODAY - 3 * DAY
+    press(f"{day.day} {day:%B %Y}")
+    expect(frame.locator("#items-title")).to_have_text(f"{day.day} {day:%B %Y}")
+    expect(frame.locator("#items table")).to_contain_text("DE")
+    expect(frame.locator("#numbers")).to_have_attribute("open", "")
+    assert frame.evaluate("document.activeElement.innerText.trim()") == f"{day.day} {day:%B %Y}"
 
 
-def test_day_is_chosen_by_a_click_and_range_by_a_preset(tab: Tab, database: Database) -> None:
-    page_rows.daily_stats(database, websites=2, days=10, until=TODAY)
+def test_address_can_be_sent_and_gone_back_in(tab: Tab, page: Page, database: Database) -> None:
+    page_rows.daily_stats(database, websites=2, days=40, until=TODAY)
     frame = look(tab)
-    frame.select_option("#preset", "7")
-    expect(frame.locator("#traffic-table tbody tr")).to_have_count(7)
+    for link in ("7 days", "website-02", "Countries"):
+        frame.get_by_role("link", name=link).click()
+        settle(frame)
+    expect(tab).to_have_url(re.compile(r"/analytics/\?website=website-02&range=7&tab=countries$"))
+    expect(frame.locator("#items tbody tr").first).to_contain_text("DE")
+    expect(tab).to_have_title("website-02 – Analytics")  # noqa: RUF001
+    for title, rows in (("Pages", 8), ("All websites", 8), ("All websites", 31)):
+        tab.go_back()
+        settle(frame)
+        shown = frame.locator("nav.tabs [aria-current]") if title == "Pages" else frame.locator("#title")
+        expect(shown).to_have_text(title)
+        assert frame.locator("#days tr").count() == rows
+    expect(tab).to_have_title("Analytics")
+    tab.go_forward()
+    expect(frame.locator("#days tr")).to_have_count(8)
+    # The form, and a bar of the chart.
+    frame = look(tab, "/analytics/?website=website-02")
+    frame.fill("#from", str(TODAY - 3 * DAY))
+    frame.fill("#to", str(TODAY - DAY))
+    frame.get_by_role("button", name="Show").click()
+    expect(frame.locator("#days tr")).to_have_count(4)
+    settle(frame)
     place = frame.evaluate(
-        "() => { const {x, y} = Chart.getChart('traffic').getDatasetMeta(2).data[1]; return {x, y: y + 3}; }"
+        "() => { const {x, y} = Chart.getChart('traffic-chart').getDatasetMeta(2).data[1]; return {x, y: y + 3}; }"
     )
-    frame.locator("#traffic").click(position=place)
-    expect(frame.locator("#day")).to_have_value(str(TODAY - timedelta(days=5)))
-    frame.fill("#from", str(TODAY - timedelta(days=2)))
-    expect(frame.locator("#traffic-table tbody tr")).to_have_count(3)
-    expect(frame.locator("#preset")).to_have_value("")
+    frame.locator("#traffic-chart").click(position=place)
+    day = TODAY - 2 * DAY
+    expect(frame.locator("#items-title")).to_have_text(f"{day.day} {day:%B %Y}")
+    assert tab.url.endswith(f"?website=website-02&from={TODAY - 3 * DAY}&to={TODAY - DAY}&tab=pages&day={day}"), tab.url
+
+
+def test_address_of_airflow_goes_along(tab: Tab, page: Page, database: Database) -> None:
+    page_rows.daily_stats(database, websites=2, days=40, until=TODAY)
+    for address in ("/plugin/analytics", "/plugin/analytics/analytics/"):
+        frame = look(tab, f"{address}?website=website-02&range=7&tab=os")
+        expect(frame.locator("#title .website")).to_have_text("website-02")
+        expect(frame.locator("#days tr")).to_have_count(8)
+        expect(frame.locator("nav.tabs [aria-current]")).to_have_text("Operating systems")
+    frame.get_by_role("link", name="Devices").click()
+    expect(tab).to_have_url(re.compile(r"/plugin/analytics.*\?website=website-02&range=7&tab=devices$"))
+    frame.get_by_role("link", name="90 days").click()
+    expect(tab).to_have_url(re.compile(r"range=90$"))
+    tab.go_back()
+    expect(tab).to_have_url(re.compile(r"range=7&tab=devices$"))
+    expect(tab.frame_locator("iframe").locator("#days tr")).to_have_count(8)
+    sent = tab.url
+    tab.reload()
+    settle(tab.frames[-1])
+    expect(tab.frame_locator("iframe").locator("nav.tabs [aria-current]")).to_have_text("Devices")
+    assert tab.url == sent
+    with tab.expect_download() as download:
+        tab.frame_locator("iframe").locator("#items").get_by_text("Download CSV").click()
+    assert download.value.suggested_filename == f"devices_website-02_{TODAY - 6 * DAY}_{TODAY}.csv"
+    with open(download.value.path(), encoding="utf-8-sig", newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["item", "mobile", "desktop", "tablet", "unknown"]
 
 
 def test_what_visitors_sent_is_shown_as_text(tab: Tab, database: Database) -> None:
-    markup = "<img src=x onerror=alert(1)>"
+    markup = """<img src=x onerror=alert(1)>"'"""
     database.event(datetime.now(UTC) - timedelta(seconds=1), website_id=markup, pathname=markup, referrer_source=markup)
+    page_rows.alert(database, "rows_kept", markup, markup)
     frame = look(tab)
-    expect(frame.locator("#items")).to_contain_text(markup)
-    expect(frame.locator("#websites")).to_contain_text(markup)
+    expect(frame.locator("#alerts")).to_contain_text(markup)
+    frame.locator("#websites").get_by_text(markup).click()
+    expect(frame.locator("#title")).to_contain_text(markup)
+    expect(frame.locator("#items table")).to_contain_text(markup)
+    expect(tab).to_have_title(f"{markup} – Analytics")  # noqa: RUF001
+    frame.get_by_role("link", name="7 days").click()
+    settle(frame)
+    expect(frame.locator("#title")).to_contain_text(markup)
     assert frame.locator("img").count() == 0
 
 
-def test_events_with_a_time_that_no_calendar_has_are_named_by_website(tab: Tab, database: Database) -> None:
-    def note(frame: Frame) -> Any:
-        return frame.locator("#panels section", has=frame.get_by_role("heading", name="Raw events by age")).locator(
-            ".note"
-        )
-
-    sentence = "Website {}: {} with a time that no calendar has; nothing counts or deletes them."
-    database.event("infinity")
-    expect(note(look(tab))).to_contain_text(sentence.format("site", "1 event"))
-    for moment in ("-infinity", "0001-12-30 BC", datetime.now(UTC)):
-        database.event(moment, website_id="<b>shop</b>")
-    expect(note(look(tab))).to_have_text(
-        f"None is past the cutoff of retention. {sentence.format('<b>shop</b>', '2 events')} "
-        + sentence.format("site", "1 event")
-    )
-
-
-def test_empty_tables_say_what_to_do(tab: Tab) -> None:
+def test_nothing_runs_that_is_written_into_the_page(tab: Tab) -> None:
     frame = look(tab)
-    expect(frame.locator("#jobs")).to_contain_text("Never: unpause or trigger it")
-    expect(frame.locator("#traffic-note")).to_contain_text("look whether the application writes to analytics_event")
-    expect(frame.locator("#items")).to_contain_text("No page is known of this day.")
-    notes = " ".join(frame.locator("#panels").all_inner_texts())
-    for sentence in ("There is none. Look whether", "A forecast needs a week of sizes", "No run is recorded yet."):
-        assert sentence in notes
-    assert frame.locator("#traffic:visible, #raw_events:visible").count() == 0, "an empty chart"
+    refused = """() => new Promise(done => {
+        addEventListener('securitypolicyviolation', event => done(event.effectiveDirective));
+        const script = document.createElement('script');
+        script.textContent = 'window.broken = true';
+        document.body.append(script);
+    })"""
+    assert frame.evaluate(refused) == "script-src-elem"
+    assert frame.evaluate("window.broken") is None
+
+
+def test_page_is_never_wider_than_a_phone(tab: Tab, database: Database) -> None:
+    page_rows.daily_stats(database, websites=2, days=40, until=TODAY)
+    page_rows.job_runs(database)
+    long = "website-" + "x" * 300
+    page_rows.day_stats(database, long, TODAY - DAY, 10)
+    database.connection.execute("UPDATE analytics_daily_stats SET sealed_at = now()")
+    database.event(datetime.now(UTC) - 100 * DAY, website_id=long)
+    tab.set_viewport_size({"width": 390, "height": 800})
+    for query in ("", f"?website={SITE}&tab=utm_campaigns", f"?website={long}"):
+        frame = look(tab, f"/analytics/{query}")
+        assert frame.evaluate("document.documentElement.scrollWidth") <= 390, query
+
+
+def test_names_and_ids_are_on_one_line(tab: Tab, database: Database) -> None:
+    ids = ("one-of-several-words", "two-of-several-words")
+    for website in ids:
+        page_rows.day_stats(database, website, TODAY - DAY, 10)
+        database.connection.execute(
+            "INSERT INTO analytics_website_policy (website_id, name) VALUES (%s, 'Shop')", [website]
+        )
+    tab.set_viewport_size({"width": 390, "height": 800})
+    frame = look(tab)
+    for website in ids:
+        label = frame.locator("#websites .website small", has_text=website)
+        assert label.evaluate("label => label.getBoundingClientRect().height") < 30, "it is not broken"
+        expect(frame.locator("#websites .website", has_text=website)).to_contain_text("Shop")
+
+
+def test_second_pass_moves_nothing(tab: Tab, database: Database) -> None:
+    page_rows.daily_stats(database, websites=2, days=70, until=TODAY)
+    database.event(datetime.now(UTC) - timedelta(seconds=1), website_id=SITE)
+    tab.add_init_script(
+        "window.shift = 0; new PerformanceObserver(list => { for (const entry of list.getEntries()) shift += entry.value; })"
+        ".observe({type: 'layout-shift', buffered: true})"
+    )
+    for query in ("", f"?website={SITE}"):
+        frame = look(tab, f"/analytics/{query}")
+        assert frame.evaluate("shift") < 0.1, "what the web calls a good page"
 
 
 def test_missing_database_and_login_are_one_sentence(tab: Tab, page: Page, database: Database) -> None:
@@ -230,10 +327,15 @@ def test_missing_database_and_login_are_one_sentence(tab: Tab, page: Page, datab
     frame.get_by_role("button", name="Reload").click()
     expect(frame.locator("#jobs table")).to_be_visible()
     expect(frame.get_by_text("Loading …")).to_have_count(0)
-    expect(frame.locator("#websites tbody")).not_to_contain_text("…")  # visitors come last
+    settle(frame)
     tab.context.clear_cookies()
-    frame.select_option("#preset", "7")
+    frame.get_by_role("link", name="7 days").click()
     expect(frame.locator("#problem")).to_contain_text("Your login has ended")
+
+
+def test_unknown_address_is_one_sentence(tab: Tab) -> None:
+    frame = look(tab, "/analytics/?tab=nonsense")
+    expect(frame.locator("#problem")).to_have_text("The address of this page has a value that it does not know.")
 
 
 def test_without_the_library_the_numbers_are_there(tab: Tab, database: Database) -> None:
@@ -241,7 +343,7 @@ def test_without_the_library_the_numbers_are_there(tab: Tab, database: Database)
     tab.route("**/static/chart.js*", lambda route: route.abort())
     frame = look(tab)
     expect(frame.get_by_text("The charts need the Python package chartkick")).to_be_visible()
-    assert frame.locator("#traffic-table tbody tr").count() == 30
+    assert frame.locator("#days tbody tr").count() == 30
 
 
 def test_year_of_fifty_websites_loads_fast(tab: Tab, database: Database, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,24 +353,26 @@ def test_year_of_fifty_websites_loads_fast(tab: Tab, database: Database, capsys:
         database.connection.execute(f"VACUUM ANALYZE {table}".encode())
     requests: list[tuple[str, float]] = []
     tab.on("requestfinished", lambda request: requests.append((request.url, request.timing["responseEnd"])))
-    for attempt in ("first", "second"):
+    for query in ("", "", "?range=365", f"?range=365&website={SITE}"):
         requests.clear()
         start = time.perf_counter()
-        tab.goto("/analytics/")
-        tab.wait_for_function("() => window.Chart?.getChart('traffic')")
+        tab.goto(f"/analytics/{query}")
+        tab.wait_for_function("() => window.Chart?.getChart('traffic-chart')")
         shown = time.perf_counter() - start
         tab.wait_for_load_state("networkidle")
         with capsys.disabled():
-            print(f"\n{attempt} look at 50 websites: jobs and traffic shown after {shown * 1000:.0f} ms")
-    tab.select_option("#preset", "365")
-    expect(tab.locator("#traffic-table tbody tr")).to_have_count(365)
-    expect(tab.locator("#websites tbody tr")).to_have_count(51)
-    tab.wait_for_load_state("networkidle")
-    with capsys.disabled():
-        for url, milliseconds in requests:
-            if "/data/" in url:
-                print(f"  {milliseconds:6.0f} ms  {url.split('/data/')[1]}")
-    total: Any = database.value(
-        "SELECT sum(total_pageviews) FROM analytics_traffic_daily WHERE date > %s", TODAY - timedelta(days=365)
-    )
-    expect(tab.locator("#websites tbody tr").first).to_contain_text(f"{total:,}")
+            print(f"\n/analytics/{query}: jobs and traffic shown after {shown * 1000:.0f} ms")
+            for url, milliseconds in requests:
+                if "/part/" in url:
+                    print(f"  {milliseconds:6.0f} ms  {url.split('/part/')[1]}")
+        if "website" not in query:
+            expect(tab.locator("#websites tbody tr")).to_have_count(50)
+        days: Any = 365 if "range" in query else 30
+        expect(tab.locator("#days tbody tr")).to_have_count(days)
+        total: Any = database.value(
+            "SELECT sum(total_pageviews) FROM analytics_traffic_daily WHERE date > %s AND (%s OR website_id = %s)",
+            TODAY - days * DAY,
+            "website" not in query,
+            SITE,
+        )
+        expect(tab.locator("#totals dd").first).to_contain_text(f"{total:,}")

@@ -453,63 +453,62 @@ def test_a_database_without_an_encoding_is_refused(server: embedded.Server, monk
 @pytest.fixture
 def reader(
     server: embedded.Server, login: str, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], dict[str, Any]]:
+) -> Callable[[str], Any]:
     """What the page answers to the role of its connection, by the name of the query."""
     monkeypatch.syspath_prepend(str(ROOT / "plugins"))
-    from web_analytics_page import app
+    from web_analytics_page.database import Reader
 
     database.connection.execute(f"GRANT analytics_readers TO {login}".encode())
     name = database.connection.info.dbname
     uri = f"postgres://{login}@127.0.0.1:{server.port}/{name}?options=-c%20search_path%3Danalytics,public"
     monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_READER", uri)
-    days = {"from_day": date(2024, 1, 1), "to_day": date(2024, 12, 31), "website": None, "live": True}
-    numbers = {"retention_days": 90, "idle_minutes": 30}
+    first, last = date(2024, 1, 1), date(2024, 12, 31)
+    days = {"before_day": first, "from_day": first, "to_day": last, "last_day": last}
+    items = {"website": "berlin", "tab": "pages", "first_item_day": first, "last_item_day": last}
 
-    def ask(query: str) -> dict[str, Any]:
-        with app._connect() as connection:
-            return app._run(connection, query, days | numbers)
+    def ask(query: str) -> Any:
+        with Reader(**days, **items, live=True) as reader:
+            return reader.ask(query)
 
     return ask
 
 
 def test_the_pages_settings_are_those_of_the_jobs() -> None:
-    from web_analytics_page import app
+    from web_analytics_page.database import MEANING
 
-    assert app.MEANING.items() <= session.SETTINGS.items()
+    assert MEANING.items() <= session.SETTINGS.items()
     written = DISTURBED["how a value is written"].keys() | DISTURBED["what a statement means"].keys()
     # What only whoever writes SQL has to know, or what the page writes nothing of.
     needless = {"bytea_output", "lc_numeric", "lc_time", "quote_all_identifiers"}
     needless |= {"standard_conforming_strings", "backslash_quote"}
-    assert written - app.MEANING.keys() == needless
+    assert written - MEANING.keys() == needless
 
 
 def test_the_page_does_not_depend_on_settings(
-    reader: Callable[[str], dict[str, Any]],
+    reader: Callable[[str], Any],
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from web_analytics_page import app
+    from web_analytics_page.database import QUERIES, SESSION_SETTINGS
 
     Jobs(database, monkeypatch).run("aggregate_daily_analytics")
-    monkeypatch.setitem(app.SESSION_SETTINGS, "of_a_later_version", "on")
-    queries = sorted(name for names in app.GROUPS.values() for name in names)
+    monkeypatch.setitem(SESSION_SETTINGS, "of_a_later_version", "on")
+    queries = sorted(path.stem for path in QUERIES.glob("*.sql"))
     before = {name: reader(name) for name in queries}
-    assert len(before["traffic"]["rows"]) > 100
+    assert len(before["traffic"].rows) > 50
     disturb(database, {name: value for values in DISTURBED.values() for name, value in values.items()})
     for name in queries:
         found = reader(name)
         if name not in {"database_size", "runs"}:  # they change by themselves
             assert found == before[name], name
-        assert "rows" in found, (name, found)
+        assert not found.problem, (name, found)
 
 
-def test_the_page_tells_a_policy_from_a_missing_privilege(
-    reader: Callable[[str], dict[str, Any]], database: Database
-) -> None:
-    assert reader("alerts") == {"rows": []}
+def test_the_page_tells_a_policy_from_a_missing_privilege(reader: Callable[[str], Any], database: Database) -> None:
+    assert not reader("alerts").problem
     database.connection.execute("ALTER TABLE analytics_alert ENABLE ROW LEVEL SECURITY")
-    assert "Row level security would hide rows" in reader("alerts")["problem"]
+    assert "Row level security would hide rows" in reader("alerts").problem
     database.connection.execute("ALTER TABLE analytics_alert DISABLE ROW LEVEL SECURITY")
     database.connection.execute("REVOKE SELECT ON analytics_alert FROM analytics_readers")
-    assert "make the role a member of analytics_readers" in reader("alerts")["problem"]
+    assert "make the role a member of analytics_readers" in reader("alerts").problem

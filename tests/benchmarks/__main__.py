@@ -23,6 +23,7 @@ from benchmarks.bench import SCALES, SERVER_OPTIONS, Bench
 from benchmarks.days import aggregate, catch_up, due
 from benchmarks.ingest import ingest
 from benchmarks.memory import memory
+from benchmarks.page import page
 from benchmarks.partitions import partitions
 from benchmarks.retention import retention
 from benchmarks.sessions import cleanup, sessions
@@ -34,7 +35,7 @@ BENCHMARKS: dict[str, Callable[[Bench], None]] = {
     function.__name__: function
     for function in (
         *(aggregate, catch_up, due, retention, partitions, archive, backlog, sessions, cleanup, ingest),
-        *(history, storage, sketch, memory, statements, airflow),
+        *(history, storage, sketch, memory, statements, airflow, page),
     )
 }
 

@@ -1,4 +1,5 @@
--- What the next run of the retention would delete, by website and age, and why it would stop before (NULL: it would not).
+-- What the next run of the retention would delete, by website and age, and why it would stop before (NULL: it would
+-- not).
 -- Params: retention_days (int), for websites without a policy of their own.
 -- Result: website_id, first_day, events, events_30_days (up to 30 days past what is kept), events_365_days (up to a
 --   year), sessions; of the last row website_id is NULL: sums, and unusual.
@@ -47,7 +48,8 @@ SELECT
     total.*,
     (
         SELECT string_agg(reason.text, '; ' ORDER BY reason.number)
-        FROM analytics_unusual(%(retention_days)s::int, total.events + total.sessions, '')
+        FROM
+            analytics_unusual(%(retention_days)s::int, total.events + total.sessions, '')
             WITH ORDINALITY AS reason (text, number)
     ) AS unusual
 FROM total

@@ -1,7 +1,7 @@
 -- What people ask: traffic per day, whether it was aggregated yet or not, and visitors of any range of days.
 -- Their names are resolved here once, whatever search_path the reader has.
 
--- The days of a website that have events and no row yet, today included, counted now.
+-- The days of a website, or of all (NULL), that have events and no row yet, today included, counted now.
 CREATE OR REPLACE FUNCTION analytics_live_rows(
     website text, from_day date DEFAULT '-infinity', to_day date DEFAULT 'infinity'
 )
@@ -10,30 +10,49 @@ LANGUAGE sql STABLE ROWS 2
 SET search_path FROM CURRENT
 SET jit = off
 AS $$
-    WITH missing AS (
+    -- Between the rows that there are: the days of a year need not be looked at one by one.
+    WITH gap AS (
         SELECT
+            edge.website_id,
+            edge.day_before + 1 AS first_day,
+            edge.date - 1 AS last_day
+        FROM (
+            SELECT
+                name.website_id,
+                stored.date,
+                lag(stored.date, 1, greatest(from_day, '0001-01-01') - 1)
+                OVER (PARTITION BY name.website_id ORDER BY stored.date) AS day_before
+            FROM analytics_websites(website) AS name (website_id)
+            CROSS JOIN LATERAL (
+                SELECT stats.date FROM analytics_daily_stats AS stats
+                WHERE
+                    stats.website_id = name.website_id
+                    AND stats.date BETWEEN greatest(from_day, '0001-01-01') AND least(to_day, '9999-12-31')
+                UNION ALL
+                SELECT least(to_day, '9999-12-31') + 1 AS date
+            ) AS stored
+        ) AS edge
+        WHERE edge.date > edge.day_before + 1
+    ),
+
+    missing AS (
+        SELECT
+            array_agg(gap.website_id) AS websites,
             array_agg(day.date) AS dates,
             array_agg(day.starts_at) AS starts,
             array_agg(day.ends_at) AS ends
-        FROM analytics_event_days(
-            website,
-            analytics_day_start(website, greatest(from_day, '0001-01-01')),
-            least(now(), analytics_day_start(website, least(to_day, '9999-12-31') + 1))
+        FROM gap
+        CROSS JOIN LATERAL analytics_event_days(
+            gap.website_id,
+            analytics_day_start(gap.website_id, gap.first_day),
+            least(now(), analytics_day_start(gap.website_id, gap.last_day + 1))
         ) AS day
-        WHERE
-            NOT EXISTS (
-                SELECT FROM analytics_daily_stats AS stats
-                WHERE stats.website_id = website AND stats.date = day.date
-            )
         HAVING count(*) > 0
     )
 
     SELECT counted.*
     FROM missing
-    CROSS JOIN
-        LATERAL analytics_count_days(
-            array_fill(website, ARRAY[cardinality(missing.dates)]), missing.dates, missing.starts, missing.ends
-        ) AS counted
+    CROSS JOIN LATERAL analytics_count_days(missing.websites, missing.dates, missing.starts, missing.ends) AS counted
     WHERE counted.total_events > 0
 $$;
 
