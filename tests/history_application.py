@@ -304,7 +304,17 @@ class Application(RuleBasedStateMachine):
         self.rows_made += 1
         created_at = draft.created_at or self.model.now
         place = f"{draft.prefix}{self.rows_made}", draft.website, timestamp
-        self.insert(Event(*place, *draft.content, *draft.visit, created_at, created_at, draft.is_deleted), connection)
+        visitor_id, session_id = draft.visit
+        event = Event(
+            *place,
+            **draft.content._asdict(),
+            visitor_id=visitor_id,
+            session_id=session_id,
+            created_at=created_at,
+            updated_at=created_at,
+            is_deleted=draft.is_deleted,
+        )
+        self.insert(event, connection)
 
     def insert(self, event: Event, connection: psycopg.Connection[dict[str, Any]]) -> None:
         columns = self.columns(event)

@@ -1,5 +1,7 @@
 """ANALYTICS_IGNORED_EVENTS: custom events that are proven and deleted like all, and not counted as custom events."""
 
+from typing import Any
+
 import pytest
 
 from aggregation_steps import aggregate, aggregate_due, find, seal, versions
@@ -20,7 +22,7 @@ def counted(database: Database) -> Database:
 
 def start(database: Database, *ignored: str) -> str | None:
     """What the start of a run says, as the jobs' own role, which owns nothing."""
-    run = {"job": "a job", "run_id": "a run", "timezone": "UTC", "ignored_events": list(ignored)}
+    run: dict[str, Any] = {"job": "a job", "run_id": "a run", "timezone": "UTC", "ignored_events": list(ignored)}
     [row] = database.run("watch/start_run.sql", **run)
     log: str | None = row["log"]
     return log

@@ -210,15 +210,15 @@ numbered AS (
 -- deadlocking.
 written AS MATERIALIZED (
     SELECT
-        row.website_id,
-        row.date
+        changed.website_id,
+        changed.date
     FROM (
         SELECT array_agg(numbered.counted ORDER BY numbered.number) AS counted
         FROM numbered
         GROUP BY numbered.number / 100
         ORDER BY numbered.number / 100
     ) AS part
-    CROSS JOIN LATERAL analytics_write_days(part.counted) AS row
+    CROSS JOIN LATERAL analytics_write_days(part.counted) AS changed
 ),
 
 made_kept AS (

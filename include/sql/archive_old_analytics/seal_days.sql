@@ -104,8 +104,10 @@ raw AS MATERIALIZED (
             live.id,
             live.timestamp,
             live.event_type = 'pageview' AS is_pageview,
-            (live.event_type = 'custom_event' AND live.event_name = any((SELECT ignored.event_names FROM ignored)::text[]))
-            IS TRUE AS is_ignored,
+            (
+                live.event_type = 'custom_event'
+                AND live.event_name = any((SELECT ignored.event_names FROM ignored)::text[])
+            ) IS TRUE AS is_ignored,
             TRUE AS is_live,
             analytics_event_hash(
                 live.id,
