@@ -223,10 +223,9 @@ BEGIN
         WHERE stats.date BETWEEN from_day AND to_day
         UNION ALL
         SELECT
-            name.website_id AS of_website,
+            live_row.website_id AS of_website,
             live_row.*
-        FROM analytics_websites(website) AS name (website_id)
-        CROSS JOIN LATERAL analytics_live_rows(name.website_id, from_day, to_day) AS live_row
+        FROM analytics_live_rows(website, from_day, to_day) AS live_row
         WHERE live
     ) AS daily
     WHERE website IS NULL OR daily.of_website = website
