@@ -34,6 +34,7 @@ AGGREGATE, CLEANUP, ARCHIVE = DAGS = (
     "cleanup_analytics_sessions",
     "archive_old_analytics",
 )
+TOKYO = traffic.WEBSITES[-1]
 LISTED = 20  # batches shown of one task
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -73,6 +74,7 @@ def demo(stack: ExitStack, lock: int, folder: str, keep: bool) -> int:
     line.done(f"PostgreSQL on port {server.port}")
 
     airflow = stack.enter_context(Airflow(STATE, server, connection(server), lock))
+    airflow.environment.setdefault("ANALYTICS_IGNORED_EVENTS", "heartbeat")
     migrating = create_metadata(airflow, server)
     if not migrating:
         airflow.launch(triggerer=keep)
@@ -152,6 +154,15 @@ def prepare(server: embedded.Server, folder: Path | None) -> None:
             if database.execute("SELECT FROM pg_roles WHERE rolname = %s", [login]).fetchone() is None:
                 names = (sql.Identifier(login), sql.Identifier(role))
                 database.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(*names))
+        if not folder:
+            database.execute("SET search_path = analytics, public")
+            database.execute(
+                "INSERT INTO analytics_website_policy (website_id, name) VALUES (%s, %s)", [TOKYO, "Tōkyō shop"]
+            )
+            database.execute(
+                "INSERT INTO analytics_timezone (website_id, from_date, timezone) VALUES (%s, '-infinity', 'Asia/Tokyo')",
+                [TOKYO],
+            )
     line.done("Daily stats table, indexes and grants")
 
 
@@ -167,6 +178,10 @@ def run_dags(airflow: Airflow, server: embedded.Server) -> bool:
         if not all([watch(airflow, AGGREGATE, aggregate), watch(airflow, CLEANUP, cleanup)]):
             return False
         output.daily_stats(database)
+        # Somebody asked to be forgotten: the days of the visits are counted again.
+        output.erase_visitor(database)
+        if not watch(airflow, AGGREGATE, airflow.trigger(AGGREGATE)):
+            return False
         output.closed_sessions(database, due)
         before = output.raw_data(database)
         # A first run is unusual, and stops before it deletes, unless it is confirmed.

@@ -68,6 +68,20 @@ def daily_stats(database: psycopg.Connection) -> None:
     table(("website", "pageviews", "custom events", "visitors", "sessions", "top page"), rows.fetchall())
 
 
+def erase_visitor(database: psycopg.Connection) -> None:
+    """Delete the events and sessions of the visitor who came on most of the last days, and print how many."""
+    (visitor,) = _row(
+        database,
+        """
+        SELECT visitor_id FROM analytics_event WHERE timestamp > now() - interval '30 days'
+        GROUP BY visitor_id ORDER BY count(DISTINCT timestamp::date) DESC, visitor_id LIMIT 1
+        """,
+    )
+    events = database.execute("DELETE FROM analytics_event WHERE visitor_id = %s", [visitor]).rowcount
+    sessions = database.execute("DELETE FROM analytics_session WHERE visitor_id = %s", [visitor]).rowcount
+    print(f"\n    A visitor is erased, with {events:,} events in {sessions:,} sessions: those days are counted again.")
+
+
 def due_sessions(database: psycopg.Connection) -> list[str]:
     """The ids of the sessions that are open, or were closed before their last activity."""
     rows = database.execute("SELECT id FROM analytics_session WHERE ended_at IS NULL OR ended_at < last_activity_at")

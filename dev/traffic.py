@@ -33,6 +33,10 @@ def sample(connection: psycopg.Connection[Any], now: datetime) -> dict[str, int]
         live=30,
         store_sessions=True,
     )
+    beats = connection.execute(
+        (Path(__file__).parent / "heartbeats.sql").read_bytes(), {"website": WEBSITES[0], "now": now}
+    )
+    rows["analytics_event"] += beats.rowcount
     for table in FILES:
         connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(table)))
     return rows

@@ -77,7 +77,8 @@ event AS MATERIALIZED (
 made_event AS (
     INSERT INTO analytics_event (
         id, website_id, event_type, event_name, pathname, referrer, referrer_source, visitor_id, session_id, user_agent,
-        browser, os, device_type, country, utm_source, timestamp, created_at, updated_at, deleted_at
+        browser, os, device_type, country, utm_source, utm_medium, utm_campaign, timestamp, created_at, updated_at,
+        deleted_at
     )
     SELECT
         'anevt_' || to_hex((extract(EPOCH FROM event.moment) * 1000)::bigint) || left(md5(random()::text), 15) AS id,
@@ -96,7 +97,11 @@ made_event AS (
         event.os,
         event.device_type,
         event.country,
-        CASE WHEN event.has_campaign THEN 'newsletter' END AS utm_source,
+        CASE WHEN event.has_campaign THEN (ARRAY['newsletter', 'google', 'instagram'])[1 + mod(event.number, 3)] END
+            AS utm_source,
+        CASE WHEN event.has_campaign THEN (ARRAY['email', 'cpc', 'social'])[1 + mod(event.number, 3)] END AS utm_medium,
+        CASE WHEN event.has_campaign THEN (ARRAY['spring sale', 'new arrivals'])[1 + mod(event.number, 2)] END
+            AS utm_campaign,
         event.moment AS timestamp,
         event.moment AS created_at,
         event.moment AS updated_at,
