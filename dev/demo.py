@@ -159,10 +159,8 @@ def prepare(server: embedded.Server, folder: Path | None) -> None:
             database.execute(
                 "INSERT INTO analytics_website_policy (website_id, name) VALUES (%s, %s)", [TOKYO, "Tōkyō shop"]
             )
-            database.execute(
-                "INSERT INTO analytics_timezone (website_id, from_date, timezone) VALUES (%s, '-infinity', 'Asia/Tokyo')",
-                [TOKYO],
-            )
+            zone = "INSERT INTO analytics_timezone (website_id, from_date, timezone) VALUES (%s, '-infinity', 'Asia/Tokyo')"
+            database.execute(zone, [TOKYO])
     line.done("Daily stats table, indexes and grants")
 
 
