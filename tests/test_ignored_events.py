@@ -56,6 +56,20 @@ def test_days_are_counted_again_where_their_rows_may_change(database: Database) 
     assert [row["total_custom_events"] for row in versions(database)] == [1, 0, 0]
 
 
+def test_rows_of_before_the_columns_are_counted_again_unless_they_are_sealed(database: Database) -> None:
+    for days in range(2):
+        database.event(OLD + days * DAY, country="DE")
+    aggregate_due(database)
+    counted = versions(database)
+    seal(database, "2024-02-29")
+    # As the migration leaves them.
+    database.connection.execute("UPDATE analytics_daily_stats SET ignored_events = NULL, top_countries = NULL")
+    assert find(database) == ["2024-03-01"]
+    aggregate_due(database)
+    assert find(database) == []
+    assert [row["top_countries"] for row in versions(database)] == [None, counted[1]["top_countries"]]
+
+
 def test_a_row_that_counts_events_which_are_ignored_now_is_counted_again_before_it_is_sealed(
     counted: Database, run: Retention
 ) -> None:
