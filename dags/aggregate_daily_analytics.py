@@ -72,7 +72,7 @@ def aggregate_daily_analytics():
     aggregated = aggregate_day(days)
 
     check_database() >> find_due_days >> days >> aggregated
-    close_run(aggregated, target=days)
+    close_run(aggregated, target=days, aggregated=aggregated.output)
 
 
 aggregate_daily_analytics()

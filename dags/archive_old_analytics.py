@@ -74,7 +74,13 @@ def archive_old_analytics():
     seal_again >> archive_events >> find_partitions
     dropped >> plan_event_batches >> delete_event_batch >> list_sessions
     list_sessions >> archive_sessions >> plan_session_batches >> delete_session_batch >> measure_storage >> result
-    close_run(result, target=expired["cutoff"], deleted=list(deleted.values()), unsealed=seal_again.output)
+    close_run(
+        result,
+        target=expired["cutoff"],
+        aggregated=aggregated.output,
+        deleted=list(deleted.values()),
+        unsealed=seal_again.output,
+    )
 
 
 archive_old_analytics()

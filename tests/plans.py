@@ -15,7 +15,7 @@ LIVE = r"Index (Only )?Scan using analytics_event_website_id_timestamp_idx on an
 NEEDED = {
     AGGREGATE: [
         (
-            r"CTE grouped\n +->  HashAggregate .*\n( +Hash Key: .*\n){4} +->  Nested Loop .*\n( +Output: .*\n)*"
+            r"CTE grouped\n +->  HashAggregate .*\n( +Hash Key: .*\n){5} +->  Nested Loop .*\n( +Output: .*\n)*"
             rf" +->  CTE Scan on day .*\n +->  ({LIVE}|Bitmap Heap Scan on analytics_event)"
         )
     ],

@@ -386,14 +386,14 @@ def test_columns_that_the_table_got_or_lost_since_then(database: Database, run: 
     assert write() == []
     run.delete(run.plan())
     database.connection.execute(
-        "ALTER TABLE analytics_event DROP COLUMN score, DROP COLUMN os, ADD COLUMN plan text NOT NULL DEFAULT 'free'"
+        "ALTER TABLE analytics_event DROP COLUMN score, DROP COLUMN utm_term, ADD COLUMN plan text NOT NULL DEFAULT 'free'"
     )
     database.event(CUTOFF - DAY, id="after", plan="paid")
     run.seal()
     assert write() == []
     assert run.delete(run.plan()) == [1]
     assert brought_back(database) == 0
-    query = "SELECT id, score::text, octet_length(code) AS length, os, plan FROM back ORDER BY id"
+    query = "SELECT id, score::text, octet_length(code) AS length, utm_term, plan FROM back ORDER BY id"
     assert [tuple(row.values()) for row in database.query(query)] == [
         ("after", None, None, None, "paid"),
         ("before", "1.50", 4, None, "free"),

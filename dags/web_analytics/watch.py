@@ -4,13 +4,13 @@ Each job watches all of them, so that one which is paused or never started is mi
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from airflow.sdk import Context
+from airflow.sdk import Asset, AssetAlias, Context
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.observability import stats
 
@@ -36,31 +36,54 @@ LIMITS = {
 NAMED = 10
 """Alerts of one condition that a message names."""
 
+DAILY_STATS = Asset("analytics_daily_stats")
+"""The daily statistics. A DAG of one's own may have it as its schedule: it runs when rows were written or have changed.
+The ``extra`` of the event says which: ``{"days": {"2026-01-31": [website, ...], ...}}``, or null in place of the websites
+where they would be more than TOLD in all."""
+
+TOLD = 10_000
+"""Websites, added up over the days, that one event of the asset names at most: Airflow keeps all events."""
+
+# Through an alias, an event is emitted only where there is something to tell. One a run, since Airflow may pass over an
+# event that comes in the moment in which it starts a run for another one.
+WRITTEN = AssetAlias("analytics_daily_stats_written")
+
 
 class CloseRun(PostgresOperator):
     """Writes how the run ended into the ledger, and how others did that could not; sends the alerts that are due.
 
     :param target: what the run was for: a text, or the parameters of the tasks that aggregate days.
+    :param aggregated: the output of the task that aggregates days, whose changes are told as an event of DAILY_STATS.
     :param written: outputs of tasks whose statements give the number of ``rows`` they wrote.
     :param deleted: outputs of mapped tasks whose statements give the number of ``rows`` they deleted.
     :param unsealed: the output of the task that seals days for the last time.
     :raises AirflowFailException: neither the job nor this could do its work, so that a retry cannot help.
     """
 
-    template_fields = (*PostgresOperator.template_fields, "target", "written", "deleted", "unsealed")
+    template_fields = (*PostgresOperator.template_fields, "target", "aggregated", "written", "deleted", "unsealed")
 
     def __init__(
-        self, *, target: Any = None, written: Any = (), deleted: Any = (), unsealed: Any = None, **kwargs: Any
+        self,
+        *,
+        target: Any = None,
+        aggregated: Any = None,
+        written: Any = (),
+        deleted: Any = (),
+        unsealed: Any = None,
+        **kwargs: Any,
     ) -> None:
         files = [*(f"watch/{name}.sql" for name in STATEMENTS), *(f"alerts/{name}.sql" for name in CONDITIONS)]
-        super().__init__(task_id=CLOSE_RUN, sql=files, **kwargs)
-        self.target, self.written, self.deleted, self.unsealed = target, written, deleted, unsealed
+        super().__init__(task_id=CLOSE_RUN, sql=files, outlets=[WRITTEN] if aggregated is not None else [], **kwargs)
+        self.target, self.aggregated, self.unsealed = target, aggregated, unsealed
+        self.written, self.deleted = written, deleted
 
     def work(self, context: Context) -> None:
         """Close the run."""
         ti, run_id = context["ti"], context["run_id"]
         dag: Any = context["dag"]
         tasks = RunTasks(ti, dag.dag_id, run_id, [task.task_id for task in dag.topological_sort()])
+        if changes := merged((self.aggregated or [])[:]):
+            context["outlet_events"][WRITTEN].add(DAILY_STATS, extra={"days": changes})
         statements = dict(zip([*STATEMENTS, *CONDITIONS], self.sql, strict=True))
 
         def run(name: str, **parameters: Any) -> Any:
@@ -139,6 +162,17 @@ def ended_otherwise(ti: Any, ledger: Sequence[Mapping[str, Any]]) -> Iterator[di
                 continue
             if outcome != written:
                 yield {"job": job, "run_id": run_id, "outcome": outcome, "problem": problem and problem[:1000]}
+
+
+def merged(changes: Iterable[Mapping[str, Sequence[str]] | None]) -> dict[str, Any]:
+    """Return the websites whose statistics have changed, by day; None in place of them if they are more than TOLD.
+
+    :param changes: the results of aggregate_day.sql.
+    """
+    days = {day: websites for change in changes for day, websites in (change or {}).items()}
+    if sum(map(len, days.values())) > TOLD:
+        return dict.fromkeys(sorted(days))
+    return dict(sorted(days.items()))
 
 
 def report_metrics(job: str, ledger: Mapping[str, Any]) -> None:

@@ -11,12 +11,14 @@ DAILY_STATS = Asset("analytics_daily_stats")
 
 @task(multiple_outputs=False)
 def changed_days(triggering_asset_events=None):
-    """Return the websites whose statistics have changed, by day. Several tasks may have told of changes since."""
+    """Return the websites whose statistics have changed, by day; None where they were too many to be named."""
     changed = {}
+    # Several runs of the jobs may have told of changes since.
     for event in triggering_asset_events[DAILY_STATS]:
         for day, websites in event.extra["days"].items():
-            changed.setdefault(day, set()).update(websites)
-    return {day: sorted(websites) for day, websites in sorted(changed.items())}
+            known = changed.setdefault(day, [])
+            changed[day] = None if known is None or websites is None else sorted({*known, *websites})
+    return changed
 
 
 @dag(schedule=DAILY_STATS, catchup=False, doc_md=__doc__)

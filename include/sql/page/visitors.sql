@@ -34,4 +34,5 @@ FROM (
     ('before', %(before_day)s::date, %(last_day)s::date - (%(from_day)s::date - %(before_day)s::date))
 ) AS span (period, first_day, last_day)
 INNER JOIN daily ON daily.date BETWEEN span.first_day AND span.last_day
-GROUP BY span.period;
+GROUP BY span.period
+ORDER BY span.period;
