@@ -15,7 +15,7 @@ LIVE = r"Index (Only )?Scan using analytics_event_website_id_timestamp_idx on an
 NEEDED = {
     AGGREGATE: [
         (
-            r"CTE grouped\n +->  HashAggregate .*\n( +Hash Key: .*\n){5} +->  Nested Loop .*\n( +Output: .*\n)*"
+            r"CTE grouped\n +->  HashAggregate .*\n( +Hash Key: .*\n){5} +->  Nested Loop .*\n( +(Disabled|Output): .*\n)*"
             rf" +->  CTE Scan on day .*\n +->  ({LIVE}|Bitmap Heap Scan on analytics_event)"
         )
     ],
@@ -34,7 +34,7 @@ NEEDED = {
 UNWANTED = {
     "reads a whole table": r"Seq Scan on analytics_(event|session)\b.*",
     "goes through a list for each row": r"= \(SubPlan \d+\)\.col.*",
-    "compares each row with each other one": r"Nested Loop.*\n +Join Filter: .*\bid = .*",
+    "compares each row with each other one": r"Nested Loop.*\n +Join Filter: .*\b(id|number) = .*",
 }
 SETTINGS = {
     AGGREGATE: {"work_mem": "256MB"},
