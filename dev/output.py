@@ -69,12 +69,12 @@ def daily_stats(database: psycopg.Connection) -> None:
 
 
 def erase_visitor(database: psycopg.Connection) -> None:
-    """Delete the events and sessions of the visitor who came on most of the last days, and print how many."""
+    """Delete the events and sessions of a visitor of about three of the last days, and print how many."""
     (visitor,) = _row(
         database,
         """
-        SELECT visitor_id FROM analytics_event WHERE timestamp > now() - interval '30 days'
-        GROUP BY visitor_id ORDER BY count(DISTINCT timestamp::date) DESC, visitor_id LIMIT 1
+        SELECT visitor_id FROM analytics_event WHERE timestamp > now() - interval '80 days'
+        GROUP BY visitor_id ORDER BY abs(count(DISTINCT timestamp::date) - 3), visitor_id LIMIT 1
         """,
     )
     events = database.execute("DELETE FROM analytics_event WHERE visitor_id = %s", [visitor]).rowcount

@@ -34,7 +34,7 @@ EDGES: dict[str, dict[str, set[str]]] = {
         "check_database": {"find_expired_days"},
         "find_expired_days": {"seal_days", "measure_storage", "report_result", "close_run"},
         "seal_days": {"aggregate_day", "seal_again"},
-        "aggregate_day": {"seal_again"},
+        "aggregate_day": {"seal_again", "close_run"},
         "seal_again": {"archive_events", "report_result", "close_run"},
         "archive_events": {"find_partitions", "report_result"},
         "find_partitions": {"drop_partition"},
