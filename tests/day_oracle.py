@@ -6,7 +6,7 @@ Knows nothing of the SQL: what events hold, and rules in words.
 from collections import Counter
 from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 DIMENSIONS = {
     "top_countries": "country",
@@ -30,15 +30,25 @@ ATTRIBUTES = (
 """All of an event that is counted, but its time."""
 
 
-class Event(Protocol):
-    """A raw event, with the ATTRIBUTES as well."""
+class Event(NamedTuple):
+    """A raw event."""
 
     event_type: str
+    event_name: str | None
     pathname: str
     referrer_source: str | None
     visitor_id: str
     session_id: str
+    country: str | None
+    device_type: str
+    browser: str | None
+    os: str | None
+    utm_source: str | None
+    utm_medium: str | None
+    utm_campaign: str | None
     timestamp: datetime
+    website_id: str
+    deleted_at: datetime | None
 
 
 def count_day(events: Collection[Any], ignored: Collection[str] = ()) -> dict[str, Any]:
@@ -65,13 +75,14 @@ def count_day(events: Collection[Any], ignored: Collection[str] = ()) -> dict[st
     }
 
 
-def duration(session: Collection[Event]) -> timedelta:
+def duration(session: Collection[Any]) -> timedelta:
     """From the first to the last event, whatever they are."""
     times = [event.timestamp for event in session]
-    return max(times) - min(times)
+    length: timedelta = max(times) - min(times)
+    return length
 
 
-def is_bounced(session: Collection[Event], customs: Collection[Event]) -> bool:
+def is_bounced(session: Collection[Any], customs: Collection[Any]) -> bool:
     """One pageview, and nothing else that counts."""
     pageviews = sum(event.event_type == "pageview" for event in session)
     return pageviews == 1 and not any(event in customs for event in session)

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from datetime import UTC, date, datetime, time, timedelta
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import psycopg
@@ -16,7 +16,7 @@ import traffic
 from aggregation_steps import AGGREGATE, set_zone
 from aggregation_steps import aggregate as aggregate_days
 from conftest import DATA, LOGIN, Database
-from day_oracle import count_day
+from day_oracle import ATTRIBUTES, DIMENSIONS, Event, count_day
 
 DAY = "2024-01-15"
 NOON = datetime(2024, 1, 15, 12, tzinfo=UTC)
@@ -33,14 +33,10 @@ ANY_TYPE = "ALTER TABLE analytics_event DROP CONSTRAINT IF EXISTS analytics_even
 VERSIONS = "SELECT *, ctid::text, xmin::text FROM analytics_daily_stats ORDER BY website_id, date"
 
 
-# In the order of the function's arguments.
-HASHED = (
-    *("event_type", "event_name", "pathname", "referrer_source", "visitor_id", "session_id", "country", "device_type"),
-    *("browser", "os", "utm_source", "utm_medium", "utm_campaign"),
-)
 PARAMETERS = {"days": [DAY], "label": DAY, "recount": False}
 HASH = (
-    f"analytics_event_hash(id, {', '.join(HASHED[:6])}, analytics_attributes_hash({', '.join(HASHED[6:])}), timestamp)"
+    "analytics_event_hash(id, event_type, event_name, pathname, referrer_source, visitor_id, session_id,"
+    f" analytics_attributes_hash({', '.join(DIMENSIONS.values())}), timestamp)"
 )
 REPEATABLE_READ = (
     "-c search_path=analytics,public -c default_transaction_isolation=repeatable\\ read -c statement_timeout=20s"
@@ -162,7 +158,7 @@ def test_a_late_event_updates_the_row_of_its_website_only(database: Database) ->
 @pytest.mark.parametrize(
     "change",
     [
-        *(f"{column} = 'mobile'" for column in HASHED[1:]),
+        *(f"{column} = 'mobile'" for column in ATTRIBUTES[1:]),
         "event_type = 'custom_event'",
         "timestamp = timestamp + interval '1 microsecond'",
         "id = 'another'",
@@ -323,25 +319,6 @@ def test_an_older_snapshot_never_overwrites_a_newer_one(database: Database) -> N
         older.result(timeout=10)
     assert rows[0]["total_events"] == 2
     assert database.query(VERSIONS) == rows
-
-
-class Event(NamedTuple):
-    website_id: str
-    event_type: str
-    event_name: str | None
-    pathname: str
-    referrer_source: str | None
-    visitor_id: str
-    session_id: str
-    country: str | None
-    device_type: str
-    browser: str | None
-    os: str | None
-    utm_source: str | None
-    utm_medium: str | None
-    utm_campaign: str | None
-    timestamp: datetime
-    deleted_at: datetime | None
 
 
 ZONES = {  # with a first day such that the three days from it on have a change-over, where there is one

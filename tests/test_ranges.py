@@ -2,14 +2,14 @@
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aggregation_steps import aggregate
 from conftest import Database
-from day_oracle import DIMENSIONS, count_day
+from day_oracle import DIMENSIONS, Event, count_day
 from retention_steps import CUTOFF
 from retention_steps import archive as purge
 
@@ -24,25 +24,6 @@ OF_EVENT = {column.removeprefix("top_"): attribute for column, attribute in DIME
 TOTALS = "SELECT * FROM analytics_totals(%s, %s, %s)"
 ITEMS = "SELECT * FROM analytics_top_items('site', %s, %s, %s)"
 ITEM = st.sampled_from([f"item {n}" for n in range(14)])
-
-
-class Event(NamedTuple):
-    """A raw event of a website."""
-
-    event_type: str
-    event_name: str
-    pathname: str
-    referrer_source: str | None
-    visitor_id: str
-    session_id: str
-    country: str
-    device_type: str
-    browser: str
-    os: str
-    utm_source: str
-    utm_medium: str
-    utm_campaign: str
-    timestamp: datetime
 
 
 EVENTS = st.builds(
@@ -61,6 +42,8 @@ EVENTS = st.builds(
     utm_medium=ITEM,
     utm_campaign=ITEM,
     timestamp=st.builds(lambda minutes: FIRST + minutes * timedelta(minutes=1), st.integers(0, 3 * 1440 - 1)),
+    website_id=st.just("site"),
+    deleted_at=st.none(),
 )
 
 
