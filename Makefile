@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/ready
+INSTALLER = .state/installer
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12"; exit 1; }
 SOURCES = config dags dev docs plugins tests
 
 .DEFAULT_GOAL := help
@@ -12,8 +15,7 @@ help:  ## List the commands
 	@sed -n 's/^\([a-z]*\):.*  ## /\1  /p' $(MAKEFILE_LIST) | awk '{c=$$1; $$1=""; printf "make %-8s%s\n", c, $$0}'
 
 $(READY): requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12"; exit 1; }
+	@$(NEW_ENOUGH)
 	@echo "Installing requirements.txt into $(VENV) ..."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@# Older pips cannot check the hashes of requirements with extras.
@@ -37,13 +39,21 @@ lint: $(READY)  ## Check the Python and SQL files, changing nothing
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/mypy
-	@$(BIN)/sqlfluff lint include dev
+	@$(BIN)/sqlfluff lint include dev plugins
 
-schema: $(READY)  ## Install our table, indexes and grants: make schema DSN=postgresql://owner@host/database
-	@$(BIN)/python dags/web_analytics/schema.py '$(value DSN)'
+# All that the installer and the partitioner need: psycopg, of the version and with the hashes in requirements.txt.
+$(INSTALLER)/ready: requirements.txt
+	@$(NEW_ENOUGH)
+	@$(PYTHON) -m venv --clear $(INSTALLER)
+	@awk '/^[a-z]/ { wanted = /^(psycopg|psycopg-binary|typing-extensions|tzdata)==/ } wanted' requirements.txt \
+	  | $(INSTALLER)/bin/pip install --quiet --disable-pip-version-check -r /dev/stdin
+	@touch $@
 
-partition: $(READY)  ## Make a big analytics_event a partitioned table, online: make partition DSN=... (EVERY=day, week or month)
-	@$(BIN)/python dags/web_analytics/partition.py '$(value DSN)' --every $(or $(EVERY),week)
+schema: $(INSTALLER)/ready  ## Install our tables, functions, indexes and grants: make schema DSN=postgresql://owner@host/database
+	@$(INSTALLER)/bin/python dags/web_analytics/schema.py '$(value DSN)'
+
+partition: $(INSTALLER)/ready  ## Make a big analytics_event a partitioned table, online: make partition DSN=... (EVERY=day, week or month)
+	@$(INSTALLER)/bin/python dags/web_analytics/partition.py '$(value DSN)' --every $(or $(EVERY),week)
 
 lock: $(READY)  ## Pin the versions of requirements.in in requirements.txt (needs uv), as they were at the end of DATE
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \

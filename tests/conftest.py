@@ -22,6 +22,8 @@ from psycopg.rows import dict_row
 
 ROOT = Path(__file__).resolve().parents[1]
 SQL = ROOT / "include" / "sql"
+QUERIES = ROOT / "plugins" / "web_analytics_page" / "queries"
+"""The SQL of the Analytics page."""
 DATA = ROOT.parent / "shared" / "data"
 sys.path += [str(ROOT / "dags"), str(ROOT / "dev")]
 
@@ -85,8 +87,8 @@ def template(server: embedded.Server) -> str:
     return "template_analytics"
 
 
-def run_file(connection: psycopg.Connection[dict[str, Any]], file: str, **parameters: Any) -> Any:
-    """The result of a file below include/sql: its rows, or how many it affected."""
+def run_file(connection: psycopg.Connection[dict[str, Any]], file: str | Path, **parameters: Any) -> Any:
+    """The result of a file below include/sql, or elsewhere by its full path: its rows, or how many it affected."""
     cursor = connection.execute((SQL / file).read_bytes(), parameters or None)
     return cursor.fetchall() if cursor.description else cursor.rowcount
 
@@ -111,7 +113,9 @@ class Database:
         """The first column of the first row."""
         return next(iter(self.query(query, *arguments)[0].values()))
 
-    def run(self, file: str, connection: psycopg.Connection[dict[str, Any]] | None = None, **parameters: Any) -> Any:
+    def run(
+        self, file: str | Path, connection: psycopg.Connection[dict[str, Any]] | None = None, **parameters: Any
+    ) -> Any:
         """The result of a file below include/sql, as the jobs' role: its rows, or how many it affected."""
         if connection is None:
             with self.connect(LOGIN) as own:

@@ -6,7 +6,7 @@ from typing import Any
 
 from aggregation_steps import Connection, aggregate_due, set_zone
 from alert_steps import find_alerts
-from conftest import SQL, Database
+from conftest import QUERIES, Database
 from retention_steps import NOW, Retention, retention
 
 HOUR = timedelta(hours=1)
@@ -163,11 +163,11 @@ def open_alerts(database: Database, connection: Connection | None = None) -> lis
 def look_at_the_page(database: Database, connection: Connection) -> dict[str, Any]:
     """The results of all queries of the page by name, for all there is and for one website."""
     results: dict[str, Any] = {}
-    for file in sorted((SQL / "page").glob("*.sql")):
+    for file in sorted(QUERIES.glob("*.sql")):
         for website in (None, "utc"):
             for live in (False, True):
                 results[file.stem] = database.run(
-                    f"page/{file.name}",
+                    file,
                     connection,
                     from_day="0001-01-01",
                     to_day="9999-12-31",

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from email.message import EmailMessage
 from email.parser import BytesParser
 from email.policy import default
+from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -35,7 +36,7 @@ def text_of(mail: EmailMessage) -> str:
     """The text of a mail."""
     body = mail.get_body()
     assert isinstance(body, EmailMessage)
-    return str(body.get_content()).replace("<br>", "\n")
+    return unescape(str(body.get_content()).replace("<br>", "\n"))
 
 
 @contextmanager

@@ -63,15 +63,16 @@ class Live:
     mails: list[EmailMessage]
     slack: list[dict[str, Any]]
 
-    def run(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
+    def run(self, dag_id: str, conf: dict[str, Any] | None = None, logical_date: str | None = None) -> str:
         """Run a DAG to its end; return the run's state."""
-        run = self.start(dag_id, conf)
+        run = self.start(dag_id, conf, logical_date)
         self.wait(lambda: self.airflow.call("GET", run)["state"] in ("success", "failed"))
         return str(self.airflow.call("GET", run)["state"])
 
-    def start(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
-        """Start a run of a DAG; return its address in the REST API."""
-        run = self.airflow.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf or {}})
+    def start(self, dag_id: str, conf: dict[str, Any] | None = None, logical_date: str | None = None) -> str:
+        """Start a run of a DAG, by hand, or as the one of a schedule's moment; return its address in the REST API."""
+        body = {"logical_date": logical_date, "conf": conf or {}}
+        run = self.airflow.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)
         return f"/api/v2/dags/{dag_id}/dagRuns/{run['dag_run_id']}"
 
     def wait(self, condition: Callable[[], Any], seconds: float = 120) -> None:
@@ -93,10 +94,10 @@ class Live:
         assert mail["To"] == ADDRESS
         subject = f"*{mail['Subject']}*"
         self.wait(lambda: [message for message in self.slack if message["text"].startswith(subject)])
-        assert [message["text"] for message in self.slack if message["text"].startswith(subject)] == [
-            f"{subject}\n{text}"
-        ]
+        [message] = [message for message in self.slack if message["text"].startswith(subject)]
+        assert message["text"] == f"{subject}\n{text}"
         self.mails.remove(mail)
+        self.slack.remove(message)
         return text
 
 
@@ -196,6 +197,28 @@ def test_a_failed_run_that_is_cleared_ends_well_and_the_ledger_says_so(live: Liv
     assert live.database.value("SELECT count(*) FROM analytics_event") == 0
     assert live.run("cleanup_analytics_sessions") == "success"
     assert live.database.value(query) == "success"
+    assert not live.mails
+
+
+def test_a_database_that_is_down_is_one_message_within_two_minutes(live: Live) -> None:
+    def cleanup(logical_date: str) -> None:
+        assert live.run("cleanup_analytics_sessions", logical_date=logical_date) == "failed"
+
+    live.database.connection.execute("ALTER DATABASE analytics CONNECTION LIMIT 0")
+    began = time.monotonic()
+    cleanup("2026-01-01T00:00Z")
+    live.database.connection.execute("ALTER DATABASE analytics CONNECTION LIMIT -1")
+    text = live.received("[Analytics] cleanup_analytics_sessions failed")
+    assert time.monotonic() - began < 120
+    assert 'too many connections for database "analytics" (no connection).\nNothing was done.\n' in text
+
+    live.database.connection.execute("ALTER TABLE analytics_alert RENAME TO alert")
+    cleanup("2026-01-01T00:10Z")
+    assert "make schema" in live.received("[Analytics] cleanup_analytics_sessions failed")
+    cleanup("2026-01-01T00:20Z")  # in the same way on the same day: not told
+    cleanup("2026-01-02T00:00Z")
+    live.database.connection.execute("ALTER TABLE alert RENAME TO analytics_alert")
+    live.received("[Analytics] cleanup_analytics_sessions failed")
     assert not live.mails
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode
 
@@ -15,7 +18,7 @@ import pytest
 
 import embedded
 import page_rows
-from conftest import ROOT, Database
+from conftest import QUERIES, ROOT, Database
 from local_airflow import READER
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ def ask(database: Database, query: str, **parameters: Any) -> list[dict[str, Any
     days = {"from_day": TODAY, "to_day": TODAY, "before_day": parameters.get("from_day", TODAY) - length}
     settings = {"website": None, "live": False, "retention_days": 90, "idle_minutes": 30}
     with database.connect(READER) as connection:
-        rows: list[dict[str, Any]] = database.run(f"page/{query}.sql", connection, **days | settings | parameters)
+        rows: list[dict[str, Any]] = database.run(QUERIES / f"{query}.sql", connection, **days | settings | parameters)
         return rows
 
 
@@ -592,6 +595,59 @@ def test_page_cannot_write_even_as_the_owner(page: Page, database: Database, now
     replace_live_rows(database, "INSERT INTO analytics_website_policy VALUES ('x')")
     assert "could not be read" in page.text("traffic", live=True)
     assert database.value("SELECT count(*) FROM analytics_website_policy") == 0
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the page as `pip install` puts it there, from a copy, since building leaves files in its source."""
+    folder = tmp_path_factory.mktemp("package")
+    shutil.copytree(ROOT / "plugins", folder / "source" / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder / "source")
+    install = [
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        folder / "site",
+        folder / "source",
+    ]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, capture_output=True)
+    return folder / "site"
+
+
+def test_page_can_be_installed_as_a_package(package: Path, tmp_path: Path) -> None:
+    script = """
+        from airflow import plugins_manager
+        (page,) = [plugin for plugin in plugins_manager._get_plugins()[0] if plugin.name == "analytics_page"]
+        assert [app["url_prefix"] for app in page.fastapi_apps] == ["/analytics"]
+        """
+    environment = os.environ | {"PYTHONPATH": str(package), "AIRFLOW__CORE__PLUGINS_FOLDER": str(tmp_path)}
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert files(package) == files(ROOT / "plugins")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What the page consists of below a folder."""
+    folder /= "web_analytics_page"
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_a_missing_chart_library_is_told_about() -> None:
+    script = """
+        import sys
+        sys.path.insert(0, "plugins")
+        sys.modules["chartkick"] = None
+        import web_analytics_page.app
+        assert "chart.js" not in web_analytics_page.app.FILES
+        """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "shows no charts: install the Python package chartkick" in done.stdout + done.stderr
 
 
 def test_plugin_is_light_and_never_breaks_airflow() -> None:

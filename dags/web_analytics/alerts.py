@@ -10,6 +10,7 @@ from airflow.sdk import BaseHook, conf
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowTaskTimeout
 from airflow.sdk.execution_time.timeout import timeout
 
+from web_analytics.postgres import NO_CONNECTION
 from web_analytics.runs import RunTasks
 from web_analytics.settings import settings
 
@@ -23,14 +24,33 @@ CHANNEL_SECONDS = 15
 
 
 def notify_failure(context: Any) -> None:
-    """Send one message about a failed DAG run to every channel whose connection is there.
+    """Send one message about a failed DAG run to every channel whose connection is there, but not again on the same day
+    (UTC) of a job that keeps failing in the same way: a database that is down fails it every ten minutes.
 
     A DAG-level callback, because a task-level one is not called for a task whose process was killed, and is called
     for every mapped batch.
 
     :param context: what Airflow gives to ``on_failure_callback`` of a DAG.
     """
-    send(*describe(context))
+    subject, text = describe(context)
+    if _is_repeated(context):
+        log.info("No message, since the run before failed in the same way on the same day: %s", subject)
+    else:
+        send(subject, text)
+
+
+def _is_repeated(context: Any) -> bool:
+    ti, this = context.get("ti"), context.get("dag_run")
+    try:
+        before = ti.get_previous_dagrun()
+        if before is None or before.state != "failed" or before.logical_date.date() != this.logical_date.date():
+            return False
+        problems = [" ".join(RunTasks(ti, run.dag_id, run.run_id).problems) for run in (before, this)]
+    except Exception:
+        log.exception("Whether the run before failed in the same way cannot be found out")
+        return False
+    # A connection fails in other words when it is lost, refused and not answered.
+    return problems[0] == problems[1] or all(f"({NO_CONNECTION})" in problem for problem in problems)
 
 
 def describe(context: Any) -> tuple[str, str]:

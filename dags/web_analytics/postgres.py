@@ -39,15 +39,14 @@ APPLICATION_NAME = "airflow:{{ ti.dag_id }}.{{ ti.task_id }}{{ '[%d]' % ti.map_i
 REPEATABLE_READ = {"default_transaction_isolation": "repeatable read"}
 
 # A server that is gone without a word must not keep a task waiting for hours: libpq's own limits, in seconds.
-CLIENT_SETTINGS = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+CLIENT_SETTINGS = {"connect_timeout": 5, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 
-# What can pass (connection lost, lock timeout, deadlock, server restart) is retried by default; a missing table or
-# privilege, bad SQL, bad data and a fault of the code stay as they are however often one tries.
+# What can pass (connection lost, lock timeout, deadlock, server restart) is retried by default, long enough for a server
+# to fail over and so that people hear within two minutes of one that is down; a missing table or privilege, bad SQL,
+# bad data and a fault of the code stay as they are however often one tries.
 RETRIES: dict[str, Any] = {
     "retries": 4,
-    "retry_delay": timedelta(seconds=10),
-    "retry_exponential_backoff": 2.0,
-    "max_retry_delay": timedelta(minutes=5),
+    "retry_delay": timedelta(seconds=20),
     "retry_policy": ExceptionRetryPolicy(
         rules=[
             RetryRule(
@@ -70,6 +69,9 @@ RETRIES: dict[str, Any] = {
         ]
     ),
 }
+
+NO_CONNECTION = "no connection"
+"""What stands in place of an SQLSTATE where the server could not be asked."""
 
 HINTS: dict[type[psycopg.Error], str] = {
     psycopg.errors.UndefinedTable: 'Run "make schema" and check search_path in the connection.',
@@ -133,7 +135,7 @@ def sentence(error: Any) -> str:
     if isinstance(error, psycopg.Error):
         reason = error.diag.message_primary or " ".join(str(error).split())
         hint = next((f" {text}" for kind, text in HINTS.items() if isinstance(error, kind)), "")
-        return f"{reason} ({error.sqlstate or 'no connection'}).{hint}"
+        return f"{reason} ({error.sqlstate or NO_CONNECTION}).{hint}"
     if isinstance(error, AirflowFailException):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())}; the task's log has more."

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import importlib.util
 import io
+import logging
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,10 @@ HERE = Path(__file__).resolve().parent
 FILES = {name: HERE / name for name in ("page.css", "page.js")}
 if (package := importlib.util.find_spec("chartkick")) and package.origin:  # its wheel has Chart.js in it
     FILES["chart.js"] = Path(package.origin).parent / "django" / "static" / "chartkick" / "Chart.bundle.js"
+else:
+    logging.getLogger(__name__).warning(
+        "The Analytics page shows no charts: install the Python package chartkick where the api-server runs."
+    )
 # Another one whenever a file is, so that browsers may keep each for ever.
 VERSION = hashlib.sha256(repr([(path.stat().st_mtime, path) for path in FILES.values()]).encode()).hexdigest()[:12]
 

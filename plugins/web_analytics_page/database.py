@@ -17,7 +17,7 @@ from psycopg.rows import dict_row
 log = logging.getLogger(__name__)
 
 CONNECTION_ID = "analytics_reader"
-QUERIES = Path(__file__).resolve().parents[2] / "include" / "sql" / "page"
+QUERIES = Path(__file__).resolve().parent / "queries"
 
 TIMEOUT = 5  # seconds of a statement: looking at the page must not be a burden to the application
 # What a query means and returns, whatever the database or the role says, as dags/web_analytics/session.py has it.
@@ -90,7 +90,7 @@ class Result:
 
 
 class Reader:
-    """Asks the files below include/sql/page, on one connection per request: none is left when the database restarts."""
+    """Asks the files in queries/, on one connection per request: none is left when the database restarts."""
 
     def __init__(self, **parameters: Any) -> None:
         self.parameters = parameters | {

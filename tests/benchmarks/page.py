@@ -31,7 +31,7 @@ def page(bench: Bench) -> None:
             parameters: dict[str, Any] = {"from_day": first, "to_day": today, "website": website, "live": live}
             parameters |= {"before_day": first - timedelta(days), "last_day": today - timedelta(1)}
             parameters |= {"first_item_day": first, "last_item_day": today, "tab": tab, "retention_days": 90}
-            return seconds(conftest.run_file, reader, f"page/{query}.sql", **parameters)
+            return seconds(conftest.run_file, reader, conftest.QUERIES / f"{query}.sql", **parameters)
 
         ranges: dict[str, Callable[[], float]] = {
             f"{query}, {days} days, {'one website' if website else 'all websites'}{', live' if live else ''}": partial(

@@ -70,7 +70,7 @@ FROM (
     SELECT
         name::regclass AS relation,
         name IN ('analytics_event', 'analytics_session') AS is_raw
-    FROM unnest(%(tables)s) AS name
+    FROM unnest(%(tables)s::text[]) AS name
 ) AS stored
 """
 TABLES = ["analytics_event", "analytics_session", "analytics_daily_stats", "analytics_purge_batch"]
