@@ -532,14 +532,19 @@ def test_missing_connection_and_stopped_database(page: Page, database: Database)
     page.disconnect()
     status, answer = page.request("/analytics/part/status")
     assert status == 503
-    assert "no connection analytics_reader: make a login" in answer.decode()
+    assert "no connection analytics_reader, or cannot read it: make a login" in answer.decode()
     page.connect(database, port=embedded.free_port())
     for path in ("part/status", "csv/days"):
         status, answer = page.request(f"/analytics/{path}")
         assert status == 503
         assert "database does not answer: check that it runs" in answer.decode()
-    page.connect(database, extra='{"no_such_option": 1}')
-    assert page.request("/analytics/part/status")[0] == 503
+    for change, problem in (
+        ({"extra": '{"no_such_option": 1}'}, 'has a mistake: invalid connection option "no_such_option".'),
+        ({"conn_type": "http"}, "is not of the type postgres: write it as JSON"),
+    ):
+        page.connect(database, **change)
+        status, answer = page.request("/analytics/part/status")
+        assert (status, f"connection analytics_reader {problem}" in answer.decode()) == (503, True)
     for path in ("/analytics/", "/api/v2/dags", "/analytics/part/range"):
         assert page.request(path)[0] == 200, "Airflow and the page itself do not depend on the database"
     page.connect(database)
@@ -603,16 +608,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("package")
     shutil.copytree(ROOT / "plugins", folder / "source" / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder / "source")
-    install = [
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--target",
-        folder / "site",
-        folder / "source",
-    ]
-    subprocess.run([sys.executable, "-m", "pip", *install], check=True, capture_output=True)
+    install = "-m pip install --quiet --no-deps --no-build-isolation --target".split()
+    subprocess.run([sys.executable, *install, folder / "site", folder / "source"], check=True, capture_output=True)
     return folder / "site"
 
 

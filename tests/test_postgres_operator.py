@@ -254,6 +254,30 @@ class TestErrors:
         assert left == {"problem": problem}
 
     @pytest.mark.parametrize(
+        ("value", "problem"),
+        [
+            ("the same with another login", "Airflow's connection elsewhere is not of the type postgres"),
+            ('{"conn_type": "mysql"}', "Airflow's connection elsewhere is not of the type postgres"),
+            ("[]", "Airflow's connection elsewhere is not of the type postgres"),
+            ('{"conn_type": "postgres", "password": "topsecret"', "AIRFLOW_CONN_ELSEWHERE is not a connection"),
+            ('{"conn_type": "postgres", "passwort": "topsecret"}', "AIRFLOW_CONN_ELSEWHERE is not a connection"),
+            (
+                '{"conn_type": "postgres", "extra": "topsecret"}',
+                "The extra of Airflow's connection elsewhere is not a JSON",
+            ),
+            ('{"conn_type": "postgres", "extra": "[1]"}', "The extra of Airflow's connection elsewhere is not a JSON"),
+        ],
+    )
+    def test_what_is_no_connection_to_postgresql_is_one_sentence(
+        self, value: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("AIRFLOW_CONN_ELSEWHERE", value)
+        with pytest.raises(AirflowFailException, match=problem) as error:
+            execute("SELECT 1", conn_id="elsewhere")
+        assert str(error.value).endswith(": write it as JSON, as README.md shows.")
+        assert "topsecret" not in str(error.value) + capsys.readouterr().err
+
+    @pytest.mark.parametrize(
         ("sql", "error", "problem"),
         [
             (
@@ -339,4 +363,4 @@ def test_the_connections_own_limits_win_over_ours(database: Database, monkeypatc
     monkeypatch.setenv("AIRFLOW_CONN_ANALYTICS_DB", f"{uri}&keepalives_idle=7")
     with SessionPostgresHook(postgres_conn_id="analytics_db", session_settings={"jit": "off"}).get_conn() as connection:
         parameters = connection.info.get_parameters()
-    assert (parameters["keepalives_idle"], parameters["connect_timeout"]) == ("7", "10")
+    assert (parameters["keepalives_idle"], parameters["connect_timeout"]) == ("7", "5")

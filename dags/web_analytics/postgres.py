@@ -1,6 +1,7 @@
 """PostgresOperator: runs one SQL file on the analytics database, the way a maintenance job should."""
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -98,11 +99,34 @@ class SessionPostgresHook(PostgresHook):
         self.session_settings = session_settings
 
     def get_conn(self) -> Any:
-        """Connect and apply the session settings in one statement."""
-        self.connection.extra = json.dumps(CLIENT_SETTINGS | self.connection.extra_dejson)
+        """Connect and apply the session settings in one statement.
+
+        :raises AirflowFailException: Airflow has no such connection, or it is not one to PostgreSQL.
+        """
+        self.connection.extra = json.dumps(CLIENT_SETTINGS | self._extra())
         connection: Any = super().get_conn()
         session.apply(connection, self.session_settings)
         return connection
+
+    def _extra(self) -> dict[str, Any]:
+        """Return the extra of the connection, of which Airflow itself would take what it cannot read for nothing."""
+        conn_id = self.get_conn_id()
+        variable, shape = f"AIRFLOW_CONN_{conn_id.upper()}", "write it as JSON, as README.md shows"
+        try:
+            extra = json.loads(self.connection.extra or "{}")
+        except AirflowNotFoundException:
+            raise AirflowFailException(
+                f"{variable} is not a connection: {shape}."
+                if os.environ.get(variable)
+                else f"Airflow has no connection {conn_id}: add it under Admin > Connections."
+            ) from None
+        except ValueError:
+            extra = None
+        if self.connection.conn_type != "postgres":
+            raise AirflowFailException(f"Airflow's connection {conn_id} is not of the type postgres: {shape}.")
+        if not isinstance(extra, dict):
+            raise AirflowFailException(f"The extra of Airflow's connection {conn_id} is not a JSON object: {shape}.")
+        return extra
 
     @contextmanager
     def _create_autocommit_connection(self, autocommit: bool = False) -> Iterator[Any]:
@@ -223,10 +247,9 @@ class PostgresOperator(SQLExecuteQueryOperator):
         started = time.monotonic()
         try:
             result: Any = self._hook.run(statement, autocommit=True, parameters=parameters, handler=_read)
-        except AirflowNotFoundException:
-            raise AirflowFailException(
-                f"Airflow has no connection {self.conn_id}: add it under Admin > Connections."
-            ) from None
+        except AirflowFailException as error:
+            self.log.error("%s", error)
+            raise
         except psycopg.Error as error:
             self.log.error("%s failed: %s", name or self.task_id, sentence(error))
             raise

@@ -44,8 +44,12 @@ SESSION_SETTINGS = MEANING | {
 }
 
 NO_CONNECTION = (
-    f"Airflow has no connection {CONNECTION_ID}: make a login in the analytics database (CREATE ROLE airflow_reader LOGIN "
+    f"Airflow has no connection {CONNECTION_ID}, or cannot read it: make a login in the analytics database (CREATE ROLE airflow_reader LOGIN "
     "PASSWORD '…' IN ROLE analytics_readers), define the connection with it, else like analytics_db, and reload this page."
+)
+NO_POSTGRES = (
+    f"Airflow's connection {CONNECTION_ID} is not of the type postgres: write it as JSON, as README.md shows, and restart "
+    "the api-server if it is an environment variable."
 )
 NO_ANSWER = (
     f"The analytics database does not answer: check that it runs and that Airflow's connection {CONNECTION_ID} leads to "
@@ -101,10 +105,14 @@ class Reader:
     def __enter__(self) -> Self:
         try:
             hook = PostgresHook(postgres_conn_id=CONNECTION_ID)
+            if hook.connection.conn_type != "postgres":
+                raise Unreachable(NO_POSTGRES)
             hook.connection.extra = json.dumps({"connect_timeout": 3} | hook.connection.extra_dejson)
             connection: Any = hook.get_conn()
         except AirflowNotFoundException:
             raise Unreachable(NO_CONNECTION) from None
+        except psycopg.ProgrammingError as error:  # such as an unknown option
+            raise Unreachable(f"Airflow's connection {CONNECTION_ID} has a mistake: {error}.") from error
         except psycopg.Error as error:
             raise _unreachable(error) from error
         self.connection = connection
