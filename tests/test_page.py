@@ -608,7 +608,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("package")
     shutil.copytree(ROOT / "plugins", folder / "source" / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder / "source")
-    install = "-m pip install --quiet --no-deps --no-build-isolation --target".split()
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
     subprocess.run([sys.executable, *install, folder / "site", folder / "source"], check=True, capture_output=True)
     return folder / "site"
 

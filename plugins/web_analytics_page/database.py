@@ -112,7 +112,7 @@ class Reader:
         except AirflowNotFoundException:
             raise Unreachable(NO_CONNECTION) from None
         except psycopg.ProgrammingError as error:  # such as an unknown option
-            raise Unreachable(f"Airflow's connection {CONNECTION_ID} has a mistake: {error}.") from error
+            raise Unreachable(f"Airflow's connection {CONNECTION_ID} has a mistake: {str(error).strip()}.") from error
         except psycopg.Error as error:
             raise _unreachable(error) from error
         self.connection = connection
