@@ -92,7 +92,9 @@ FOR EACH ROW EXECUTE FUNCTION umami_refuse();
 -- row takes several times as long. Umami itself deletes it before, and then nothing is found here. We wait for somebody
 -- who deletes the same rows in another order for less than deadlock_timeout, so that we give way and not Umami.
 CREATE OR REPLACE FUNCTION umami_delete_children() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '500ms' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '500ms'
+-- Of each row by an index, and never by reading a whole table.
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     IF TG_RELID = 'website_event'::regclass THEN
         DELETE FROM event_data AS child USING gone WHERE child.website_event_id = gone.event_id;
