@@ -309,11 +309,14 @@ def test_the_file_waits_for_a_long_transaction_for_half_a_second_and_then_nobody
     umami_steps.prepare(umami.connection)
 
 
-EVENTS = r"Index (Only )?Scan using umami_event_website_idx on website_event"
+WEBSITE = r"(Index Scan using umami_event_website_idx on|Bitmap Heap Scan on) website_event"
 NEEDED = {
     DUE: ["Index Only Scan using umami_event_website_idx on website_event"],
-    AGGREGATE: [EVENTS],
-    SEAL: [EVENTS],
+    AGGREGATE: [
+        r"CTE grouped\n +->  HashAggregate .*\n( +Hash Key: .*\n){5} +->  Nested Loop .*\n( +(Disabled|Output): .*\n)*"
+        rf" +->  CTE Scan on day .*\n +->  {WEBSITE}"
+    ],
+    SEAL: [rf"CTE raw\n +->  Nested Loop .*\n +->  CTE Scan on day .*\n +->  {WEBSITE}"],
     DELETE_EVENTS: [
         r"Delete on website_event(.*\n){1,20}?.*Index Scan (using|on) umami_event_id_idx",
         "Index Scan using event_data_website_event_id_idx on event_data",

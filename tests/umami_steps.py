@@ -63,9 +63,11 @@ DROP TABLE made
 """
 
 
-def create(connection: psycopg.Connection[Any]) -> None:
-    """Create Umami's tables."""
-    connection.execute((ROOT / "tests" / "umami_tables.sql").read_bytes())
+def create(connection: psycopg.Connection[Any], of: str = "CREATE") -> None:
+    """Create Umami's tables and their indexes, or one of the two: CREATE TABLE, INDEX."""
+    for statement in sqlparse.split((ROOT / "tests" / "umami_tables.sql").read_text()):
+        if of in statement:
+            connection.execute(statement.encode())
 
 
 def prepare(connection: psycopg.Connection[Any]) -> None:
