@@ -182,7 +182,8 @@ def test_what_is_not_an_ordinary_table(database: Database, table: str, definitio
     )
     kind = (
         f"{table} is partitioned, foreign or a view, and the jobs know only how to work with an ordinary table, a view "
-        "that rows can be updated and deleted through, or an analytics_event with ordinary partitions by ranges of timestamp."
+        "that rows can be updated and deleted through, or an analytics_event with ordinary partitions by ranges of "
+        "timestamp."
     )
     assert kind in found
 

@@ -1,5 +1,6 @@
 """umami.sql: the jobs work on Umami's tables, which its collector writes at the same time."""
 
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -30,8 +31,11 @@ PARENTS = {
 
 
 @pytest.fixture(scope="module")
-def template(server: embedded.Server, template: str) -> str:  # noqa: ARG001 - the one before makes the jobs' role
-    """A database with Umami's tables, what umami.sql adds, and everything that the installer adds."""
+def template(server: embedded.Server, template: str) -> str:
+    """A database with Umami's tables, what umami.sql adds, and everything that the installer adds.
+
+    The template of the other tests has made the jobs' role.
+    """
     name = "template_umami"
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}".encode())
@@ -237,25 +241,33 @@ def test_umami_deletes_a_website_as_it_does_without_the_jobs(umami: Database) ->
     assert {table: rows(umami, table) for table in left} == left
 
 
+WRITES = """
+INSERT INTO session (session_id, website_id, browser, country) VALUES (%(session)s, %(website)s, 'chrome', 'NZ')
+ON CONFLICT (session_id) DO NOTHING;
+
+INSERT INTO website_event (event_id, website_id, session_id, visit_id, url_path, event_type, event_name)
+VALUES (%(event)s, %(website)s, %(session)s, gen_random_uuid(), '/', 2, 'buy');
+
+INSERT INTO event_data (event_data_id, website_id, website_event_id, data_key, string_value, data_type)
+VALUES (gen_random_uuid(), %(website)s, %(event)s, 'size', 'L', 1);
+
+INSERT INTO revenue (revenue_id, website_id, session_id, event_id, event_name, currency, revenue)
+VALUES (gen_random_uuid(), %(website)s, %(session)s, %(event)s, 'buy', 'EUR', 1);
+
+INSERT INTO session_data (session_data_id, website_id, session_id, data_key, string_value, data_type)
+VALUES (gen_random_uuid(), %(website)s, %(session)s, 'plan', 'gold', 1)
+ON CONFLICT (session_id, data_key) DO UPDATE SET string_value = excluded.string_value;
+
+UPDATE session SET distinct_id = 'me' WHERE website_id = %(website)s AND session_id = %(session)s
+"""
+"""What the collector writes for an event of an identified visitor, each a transaction of its own."""
+
+
 def collect(connection: psycopg.Connection[Any], session: uuid.UUID, website: uuid.UUID = SITE) -> uuid.UUID:
-    """What the collector writes for an event of an identified visitor; return the event's id."""
+    """Write as the collector does; return the event's id."""
     event = uuid.uuid4()
-    ids = {"session": session, "website": website, "event": event}
-    for statement in (
-        "INSERT INTO session (session_id, website_id, browser, country) VALUES (%(session)s, %(website)s, 'chrome', 'NZ')"
-        " ON CONFLICT (session_id) DO NOTHING",
-        "INSERT INTO website_event (event_id, website_id, session_id, visit_id, url_path, event_type, event_name)"
-        " VALUES (%(event)s, %(website)s, %(session)s, gen_random_uuid(), '/', 2, 'buy')",
-        "INSERT INTO event_data (event_data_id, website_id, website_event_id, data_key, string_value, data_type)"
-        " VALUES (gen_random_uuid(), %(website)s, %(event)s, 'size', 'L', 1)",
-        "INSERT INTO revenue (revenue_id, website_id, session_id, event_id, event_name, currency, revenue)"
-        " VALUES (gen_random_uuid(), %(website)s, %(session)s, %(event)s, 'buy', 'EUR', 1)",
-        "INSERT INTO session_data (session_data_id, website_id, session_id, data_key, string_value, data_type)"
-        " VALUES (gen_random_uuid(), %(website)s, %(session)s, 'plan', 'gold', 1)"
-        " ON CONFLICT (session_id, data_key) DO UPDATE SET string_value = excluded.string_value",
-        "UPDATE session SET distinct_id = 'me' WHERE website_id = %(website)s AND session_id = %(session)s",
-    ):
-        connection.execute(statement.encode(), ids)
+    for statement in WRITES.split(";"):
+        connection.execute(statement.encode(), {"session": session, "website": website, "event": event})
     return event
 
 
@@ -286,9 +298,7 @@ def collector(umami: Database) -> Iterator[list[uuid.UUID]]:
     assert errors == []
 
 
-def test_the_collector_writes_on_and_loses_nothing(
-    umami: Database, run: Retention, collector: list[uuid.UUID]
-) -> None:
+def test_the_collector_writes_on_and_loses_nothing(umami: Database, run: Retention, collector: list[uuid.UUID]) -> None:
     already = len(collector)
     deleted = run.archive(batch_size=50)
     assert sum(deleted["event"]) > 1000
@@ -299,11 +309,12 @@ def test_the_collector_writes_on_and_loses_nothing(
 
 
 def test_the_file_waits_for_a_long_transaction_for_half_a_second_and_then_nobody_waits(umami: Database) -> None:
+    umami.connection.execute("SET statement_timeout = '5s'")
     with umami.connect() as long, long.transaction():
         collect(long, uuid.uuid4())
         with pytest.raises(psycopg.errors.LockNotAvailable):
             umami_steps.prepare(umami.connection)
-        umami.connection.execute("RESET ALL")
+        umami.connection.execute("RESET lock_timeout")
         with umami.connect(options="-c lock_timeout=50ms") as other:
             collect(other, uuid.uuid4())
     umami_steps.prepare(umami.connection)
@@ -311,10 +322,14 @@ def test_the_file_waits_for_a_long_transaction_for_half_a_second_and_then_nobody
 
 WEBSITE = r"(Index Scan using umami_event_website_idx on|Bitmap Heap Scan on) website_event"
 NEEDED = {
+    plans.CLOSE: [],
+    plans.RETURNED: [],
     DUE: ["Index Only Scan using umami_event_website_idx on website_event"],
     AGGREGATE: [
-        r"CTE grouped\n +->  HashAggregate .*\n( +Hash Key: .*\n){5} +->  Nested Loop .*\n( +(Disabled|Output): .*\n)*"
-        rf" +->  CTE Scan on day .*\n +->  {WEBSITE}"
+        (
+            r"CTE grouped\n +->  HashAggregate .*\n( +Hash Key: .*\n){5} +->  Nested Loop .*\n( +Disabled: .*\n)*"
+            rf" +->  CTE Scan on day .*\n +->  {WEBSITE}"
+        )
     ],
     SEAL: [rf"CTE raw\n +->  Nested Loop .*\n +->  CTE Scan on day .*\n +->  {WEBSITE}"],
     DELETE_EVENTS: [
@@ -345,6 +360,10 @@ def test_statements_find_their_rows_through_indexes(database: Database, monkeypa
         retention.run("delete_event_batch", **batch)
     retention.list_sessions()
     wrong += plans.run(database.connection, DELETE_SESSIONS, **retention.batches(retention.plan("session"))[0])[0]
+    # The cleanup has nothing to look for.
+    for file in (plans.CLOSE, plans.RETURNED):
+        plan = plans.run(database.connection, file, idle_minutes=30, batch_size=1000, done=0)[1]
+        assert re.search(r"LockRows .*\n(.*\n){0,4}? +One-Time Filter: false", plan), plan
     assert wrong == []
 
 

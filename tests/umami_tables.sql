@@ -77,7 +77,8 @@ CREATE INDEX website_event_session_id_idx ON public.website_event (session_id);
 CREATE INDEX website_event_visit_id_idx ON public.website_event (visit_id);
 CREATE INDEX website_event_website_id_idx ON public.website_event (website_id);
 CREATE INDEX website_event_website_id_created_at_idx ON public.website_event (website_id, created_at);
-CREATE INDEX website_event_website_id_created_at_url_path_idx ON public.website_event (website_id, created_at, url_path);
+CREATE INDEX website_event_website_id_created_at_url_path_idx
+ON public.website_event (website_id, created_at, url_path);
 CREATE INDEX website_event_website_id_created_at_url_query_idx
 ON public.website_event (website_id, created_at, url_query);
 CREATE INDEX website_event_website_id_created_at_referrer_domain_idx
@@ -87,10 +88,12 @@ ON public.website_event (website_id, created_at, page_title);
 CREATE INDEX website_event_website_id_created_at_event_name_idx
 ON public.website_event (website_id, created_at, event_name);
 CREATE INDEX website_event_website_id_created_at_tag_idx ON public.website_event (website_id, created_at, tag);
-CREATE INDEX website_event_website_id_created_at_hostname_idx ON public.website_event (website_id, created_at, hostname);
+CREATE INDEX website_event_website_id_created_at_hostname_idx
+ON public.website_event (website_id, created_at, hostname);
 CREATE INDEX website_event_website_id_session_id_created_at_idx
 ON public.website_event (website_id, session_id, created_at);
-CREATE INDEX website_event_website_id_visit_id_created_at_idx ON public.website_event (website_id, visit_id, created_at);
+CREATE INDEX website_event_website_id_visit_id_created_at_idx
+ON public.website_event (website_id, visit_id, created_at);
 
 CREATE TABLE public.event_data (
     event_data_id uuid PRIMARY KEY,

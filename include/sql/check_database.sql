@@ -207,8 +207,8 @@ problem (problem) AS MATERIALIZED (
                     AND pg_relation_is_updatable(right_table.table_oid, TRUE) & 20 = 20
                 ),
                 '%%1$s is partitioned, foreign or a view, and the jobs know only how to work with an ordinary table, '
-                || 'a view that rows can be updated and deleted through, or an analytics_event with ordinary partitions '
-                || 'by ranges of timestamp.'
+                || 'a view that rows can be updated and deleted through, or an analytics_event with ordinary '
+                || 'partitions by ranges of timestamp.'
             ),
             (
                 right_table.relkind = 'r' AND parent.children IS NOT NULL,
