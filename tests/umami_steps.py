@@ -7,8 +7,8 @@ import sqlparse
 
 from conftest import ROOT, SQL
 
-# Of a visitor ten events in two visits, a minute apart: a pageview each, but for a custom event with two properties and
-# some revenue, and a performance event. Ids are hashes, and so in no order, as the collector's are.
+# Of a visitor ten events in two visits, a minute apart: pageviews, two custom events with two properties each and some
+# revenue, and a performance event. Ids are hashes, and so in no order, as the collector's are.
 TRAFFIC = """
 INSERT INTO website (website_id, name)
 SELECT md5('website ' || n)::uuid, 'Website ' || n FROM generate_series(1, %(websites)s) AS n;
@@ -20,7 +20,7 @@ SELECT
     md5(concat('event ', visitor.number, ' ', n))::uuid AS event_id,
     md5(concat('visit ', visitor.number, ' ', n / 5))::uuid AS visit_id,
     visitor.started_at + n * interval '1 minute' + n / 5 * interval '3 hours' AS created_at,
-    CASE n WHEN 3 THEN 2 WHEN 8 THEN 5 ELSE 1 END AS event_type
+    CASE n WHEN 3 THEN 2 WHEN 8 THEN 5 WHEN 9 THEN 2 ELSE 1 END AS event_type
 FROM (
     SELECT
         number,
@@ -53,7 +53,7 @@ FROM made CROSS JOIN unnest(ARRAY['size', 'colour']) AS key WHERE event_type = 2
 
 INSERT INTO revenue (revenue_id, website_id, session_id, event_id, event_name, currency, revenue, created_at)
 SELECT md5('revenue ' || event_id)::uuid, website_id, session_id, event_id, 'buy', 'EUR', 9.5, created_at
-FROM made WHERE event_type = 2 AND number %% 4 = 0;
+FROM made WHERE event_type = 2 AND number %% 2 = 0;
 
 INSERT INTO session_data (session_data_id, website_id, session_id, data_key, string_value, data_type, created_at)
 SELECT md5('plan ' || session_id)::uuid, website_id, session_id, 'plan', 'gold', 1, created_at

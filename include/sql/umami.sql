@@ -1,12 +1,13 @@
--- On request, before the installer: lets the jobs work on the tables of Umami 2 or 3 instead of analytics_event and
+-- On request, before the installer: lets the jobs work on the tables of Umami 3 instead of analytics_event and
 -- analytics_session, which become views of its website_event and session. Run it with psql, not in one transaction, as
--- the owner of Umami's tables; once more changes nothing. It is here what depends on Umami: schema public, and ours,
--- analytics.
--- Back, and before an update of Umami that changes one of these columns, which PostgreSQL refuses while a view has it:
+-- the owner of Umami's tables; once more changes nothing. Where they are not in public, or ours not in analytics, change
+-- that here.
+-- The collector waits for half a second at most: indexes are built concurrently, and a trigger is made in a moment
+-- without writers of its table; if there is none for so long, the file stops, and can be run again.
+-- Back, and before an update of Umami that changes a column of a view, which PostgreSQL refuses:
 --   DROP VIEW analytics.analytics_event, analytics.analytics_session;
 --   DROP FUNCTION analytics.umami_delete_children, analytics.umami_refuse CASCADE;
--- The collector never waits: indexes are built concurrently, and a trigger needs a moment without writers of its table,
--- for which it waits for half a second; if there is none, the file stops and can be run again.
+-- and without the jobs, its indexes, whose names begin with umami_.
 CREATE SCHEMA IF NOT EXISTS analytics;
 SET search_path = analytics, public;
 SET lock_timeout = '500ms';
