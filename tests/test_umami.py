@@ -5,6 +5,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -18,7 +19,8 @@ from conftest import LOGIN, SQL, Database
 from dag_runs import run_dag
 from day_oracle import Event, count_day
 from retention_steps import CUTOFF, DELETE_EVENTS, DELETE_SESSIONS, POLICY, SEAL, Retention, policy, sealed_days
-from web_analytics import schema
+from web_analytics import restore, schema
+from web_analytics.settings import settings
 
 DAY = timedelta(days=1)
 SITE = uuid.UUID(int=1)
@@ -392,7 +394,11 @@ def test_statements_find_their_rows_through_indexes(database: Database, monkeypa
 
 @pytest.mark.usefixtures("airflow_metadata")
 def test_the_three_jobs_run_in_airflow(
-    database: Database, midnight: datetime, capsys: pytest.CaptureFixture[str]
+    database: Database,
+    midnight: datetime,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     umami_steps.traffic(database.connection, 3000, midnight - 3 * DAY, 5, websites=2)
     kept = rows(database, f"website_event WHERE created_at >= '{midnight}'")
@@ -403,8 +409,14 @@ def test_the_three_jobs_run_in_airflow(
     assert stats(database).keys() == days(database).keys()
     refused = run_dag("archive_old_analytics", capsys, conf={"confirm": False})
     assert (refused.state, rows(database, "website_event")) == ("failed", 3000)
+    website, *_ = before = database.query("SELECT * FROM analytics_event WHERE timestamp < %s ORDER BY id", midnight)
+    monkeypatch.setattr(settings, "archive_uri", f"file://{tmp_path}")
     archived = run_dag("archive_old_analytics", capsys)
     assert archived.state == "success"
     assert f"Archived {3000 - kept:,} old event(s)" in archived.log
     assert rows(database, "website_event") == kept
     assert orphans(database) == dict.fromkeys(PARENTS, 0)
+    # What has gone comes back, into a table of its own, with the columns of the view.
+    assert restore.main([database.dsn, "--website", website["website_id"], "--into", "back"]) == 0
+    of_the_website = [row for row in before if row["website_id"] == website["website_id"]]
+    assert database.query("SELECT * FROM back ORDER BY id") == of_the_website
