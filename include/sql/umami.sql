@@ -1,7 +1,7 @@
 -- On request, before the installer: lets the jobs work on the tables of Umami 3 instead of analytics_event and
 -- analytics_session, which become views of its website_event and session. Run it with psql, not in one transaction, as
--- the owner of Umami's tables; once more changes nothing. Where they are not in public, or ours not in analytics, change
--- that here.
+-- the owner of Umami's tables; once more changes nothing. Where they are not in public, or ours not in analytics,
+-- change that here.
 -- The collector waits for half a second at most: indexes are built concurrently, and a trigger is made in a moment
 -- without writers of its table; if there is none for so long, the file stops, and can be run again.
 -- Back, and before an update of Umami that changes a column of a view, which PostgreSQL refuses:
