@@ -96,8 +96,10 @@ right_column AS MATERIALIZED (
         wanted.column_name,
         right_table.table_oid,
         right_table.full_name,
+        right_table.relkind,
         found.attnum,
         found.attcollation,
+        found.atttypid AS type_oid,
         format_type(found.atttypid, found.atttypmod) AS found_type
     FROM needed_column
     CROSS JOIN LATERAL string_to_table(needed_column.column_names, ' ') AS wanted (column_name)
@@ -197,9 +199,16 @@ problem (problem) AS MATERIALIZED (
             (
                 right_table.relkind <> 'r'
                 AND right_table.table_name <> 'analytics_traffic_daily'
-                AND right_table.is_by_timestamp IS NOT TRUE,
+                AND right_table.is_by_timestamp IS NOT TRUE
+                -- The bits of UPDATE and DELETE; a view may do with a trigger what PostgreSQL cannot do through it.
+                AND NOT (
+                    right_table.relkind = 'v'
+                    AND NOT right_table.is_ours
+                    AND pg_relation_is_updatable(right_table.table_oid, TRUE) & 20 = 20
+                ),
                 '%%1$s is partitioned, foreign or a view, and the jobs know only how to work with an ordinary table, '
-                || 'or an analytics_event with ordinary partitions by ranges of timestamp.'
+                || 'a view that rows can be updated and deleted through, or an analytics_event with ordinary '
+                || 'partitions by ranges of timestamp.'
             ),
             (
                 right_table.relkind = 'r' AND parent.children IS NOT NULL,
@@ -235,7 +244,7 @@ problem (problem) AS MATERIALIZED (
                 'Table %%1$s has no column %%2$I: check the connection''s search_path and the application''s version.'
             ),
             (
-                right_column.found_type <> right_column.type_name,
+                right_column.type_oid <> right_column.type_name::regtype,
                 'Column %%2$I of table %%1$s has type %%3$s instead of %%4$s: check the application''s version.'
             ),
             (
@@ -246,7 +255,8 @@ problem (problem) AS MATERIALIZED (
                 'Column %%2$I of table %%1$s has a collation that takes different texts for equal: give it another one.'
             ),
             (
-                right_column.column_name = 'id' AND NOT EXISTS (
+                -- Of a view, whoever made it knows.
+                right_column.column_name = 'id' AND right_column.relkind <> 'v' AND NOT EXISTS (
                     SELECT FROM pg_catalog.pg_index AS candidate
                     WHERE
                         candidate.indrelid = right_column.table_oid

@@ -29,13 +29,14 @@ from benchmarks.retention import retention
 from benchmarks.sessions import cleanup, sessions
 from benchmarks.sketch import sketch
 from benchmarks.statements import statements
+from benchmarks.umami import umami
 from benchmarks.year import history, storage
 
 BENCHMARKS: dict[str, Callable[[Bench], None]] = {
     function.__name__: function
     for function in (
         *(aggregate, catch_up, due, retention, partitions, archive, backlog, sessions, cleanup, ingest),
-        *(history, storage, sketch, memory, statements, airflow, page),
+        *(history, storage, sketch, memory, statements, airflow, page, umami),
     )
 }
 

@@ -161,76 +161,83 @@ COMMENT ON COLUMN analytics_purge_batch.deleted_ids IS
 -- Raw events of final rows that are counted, or were soft-deleted before: those that purge_snapshot shows, by the rule
 -- of the release. Their row versions are older than every transaction that was running then; xmin has the lower 32 bits
 -- of a transaction's number. A snapshot with numbers that are yet to come is another server's, and shows nothing here.
-WITH event AS (
-    SELECT
-        raw.*,
-        stats.purge_snapshot
-    FROM analytics_daily_stats AS stats
-    -- In two halves, one for each of the indexes on (website_id, timestamp).
-    CROSS JOIN
-        LATERAL (
+DO $$
+BEGIN
+    -- In a new database there are none, and its analytics_event may be a view, which has no xmin.
+    IF EXISTS (SELECT FROM analytics_daily_stats WHERE raw_purged_at IS NOT NULL) THEN
+        WITH event AS (
             SELECT
-                live.id,
-                live.timestamp,
-                TRUE AS is_live,
-                live.xmin::text::bigint AS xid
-            FROM analytics_event AS live
-            WHERE
-                live.website_id = stats.website_id
-                AND live.timestamp >= stats.starts_at
-                AND live.timestamp < stats.ends_at
-                AND live.deleted_at IS NULL
-            UNION ALL
+                raw.*,
+                stats.purge_snapshot
+            FROM analytics_daily_stats AS stats
+            -- In two halves, one for each of the indexes on (website_id, timestamp).
+            CROSS JOIN
+                LATERAL (
+                    SELECT
+                        live.id,
+                        live.timestamp,
+                        TRUE AS is_live,
+                        live.xmin::text::bigint AS xid
+                    FROM analytics_event AS live
+                    WHERE
+                        live.website_id = stats.website_id
+                        AND live.timestamp >= stats.starts_at
+                        AND live.timestamp < stats.ends_at
+                        AND live.deleted_at IS NULL
+                    UNION ALL
+                    SELECT
+                        deleted.id,
+                        deleted.timestamp,
+                        FALSE AS is_live,
+                        deleted.xmin::text::bigint AS xid
+                    FROM analytics_event AS deleted
+                    WHERE
+                        deleted.website_id = stats.website_id
+                        AND deleted.timestamp >= stats.starts_at
+                        AND deleted.timestamp < stats.ends_at
+                        AND deleted.deleted_at IS NOT NULL
+                ) AS raw
+            WHERE stats.raw_purged_at IS NOT NULL
+        ),
+
+        present AS (
+            SELECT greatest(pg_snapshot_xmax(pg_current_snapshot()), pg_current_xact_id())::text::bigint AS newest_xid
+        ),
+
+        counted AS (
             SELECT
-                deleted.id,
-                deleted.timestamp,
-                FALSE AS is_live,
-                deleted.xmin::text::bigint AS xid
-            FROM analytics_event AS deleted
+                event.id,
+                event.timestamp,
+                event.is_live
+            FROM event
+            CROSS JOIN present
             WHERE
-                deleted.website_id = stats.website_id
-                AND deleted.timestamp >= stats.starts_at
-                AND deleted.timestamp < stats.ends_at
-                AND deleted.deleted_at IS NOT NULL
-        ) AS raw
-    WHERE stats.raw_purged_at IS NOT NULL
-),
+                greatest(present.newest_xid - ((present.newest_xid - event.xid) & 4294967295), 0)
+                < pg_snapshot_xmin(event.purge_snapshot)::text::bigint
+                AND pg_snapshot_xmax(event.purge_snapshot)::text::bigint <= present.newest_xid
+        ),
 
-present AS (
-    SELECT greatest(pg_snapshot_xmax(pg_current_snapshot()), pg_current_xact_id())::text::bigint AS newest_xid
-),
+        numbered AS (
+            SELECT
+                *,
+                (row_number() OVER (ORDER BY timestamp ASC, id COLLATE "C" ASC) - 1) / 1000 AS batch
+            FROM counted
+        )
 
-counted AS (
-    SELECT
-        event.id,
-        event.timestamp,
-        event.is_live
-    FROM event
-    CROSS JOIN present
-    WHERE
-        greatest(present.newest_xid - ((present.newest_xid - event.xid) & 4294967295), 0)
-        < pg_snapshot_xmin(event.purge_snapshot)::text::bigint
-        AND pg_snapshot_xmax(event.purge_snapshot)::text::bigint <= present.newest_xid
-),
-
-numbered AS (
-    SELECT
-        *,
-        (row_number() OVER (ORDER BY timestamp ASC, id COLLATE "C" ASC) - 1) / 1000 AS batch
-    FROM counted
-)
-
-INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids)
-SELECT
-    'event' AS kind,
-    count(*) AS rows,
-    min(numbered.timestamp) AS first_at,
-    max(numbered.timestamp) AS last_at,
-    coalesce(array_agg(numbered.id) FILTER (WHERE numbered.is_live), '{}') AS ids,
-    coalesce(array_agg(numbered.id) FILTER (WHERE NOT numbered.is_live), '{}') AS deleted_ids
-FROM numbered
-GROUP BY numbered.batch
-ORDER BY numbered.batch;
+        INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids)
+        SELECT
+            'event' AS kind,
+            count(*) AS rows,
+            min(numbered.timestamp) AS first_at,
+            max(numbered.timestamp) AS last_at,
+            coalesce(array_agg(numbered.id) FILTER (WHERE numbered.is_live), '{}') AS ids,
+            coalesce(array_agg(numbered.id) FILTER (WHERE NOT numbered.is_live), '{}') AS deleted_ids
+        FROM numbered
+        GROUP BY numbered.batch
+        ORDER BY numbered.batch;
+    END IF;
+END
+$$;
 
 DROP TABLE analytics_purge_proof;
 

@@ -6,7 +6,7 @@
 -- many rows have to be read anyway. No B-tree index has last_activity_at in its columns or its predicate: with one that
 -- had, no heartbeat could be a HOT update. A BRIN index allows it from PostgreSQL 16 on, and is made only there.
 -- That of a partitioned table is made without its partitions' own ones, which cannot be made concurrently with it, and
--- is valid once all of them are attached.
+-- is valid once all of them are attached. Those that a view needs are for whoever made it: they are of its tables.
 CREATE OR REPLACE FUNCTION analytics_missing_indexes()
 RETURNS TABLE (table_name text, index_name text, definition text)
 LANGUAGE sql STABLE AS $$
@@ -71,7 +71,8 @@ LANGUAGE sql STABLE AS $$
     ) AS needed (table_name, index_name, method, columns, included, predicate, or_without)
     INNER JOIN pg_catalog.pg_class AS relation ON needed.table_name = relation.oid
     WHERE
-        (needed.method = 'btree' OR current_setting('server_version_num')::integer >= 160000)
+        relation.relkind <> 'v'
+        AND (needed.method = 'btree' OR current_setting('server_version_num')::integer >= 160000)
         AND NOT EXISTS (
             SELECT FROM pg_catalog.pg_index AS candidate
             WHERE
