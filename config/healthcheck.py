@@ -6,7 +6,7 @@ It asks Airflow's database, and takes a tenth of the time of ``airflow jobs chec
 import os
 import sys
 
-import psycopg2
+import psycopg2  # type: ignore[import-untyped]
 
 SECONDS = 60
 """Age of a heartbeat, of which there is one every five seconds."""
