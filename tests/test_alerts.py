@@ -127,6 +127,21 @@ def test_a_channel_that_accepts_and_hangs_does_not_keep_the_other_from_being_tol
     assert "The message through connection smtp_default could not be sent" in caplog.text
 
 
+def test_names_call_nobody_and_are_no_links_in_slack_and_mail(
+    mails: list[EmailMessage], slack: list[dict[str, Any]]
+) -> None:
+    text = "Website <!channel>: <https://evil.example|Airflow> & <b>bold</b> has no daily stats"
+    assert alerts.send("[Analytics] <!here>", text)
+    [message] = slack
+    assert message["text"] == (
+        "*[Analytics] &lt;!here&gt;*\n"
+        "Website &lt;!channel&gt;: &lt;https://evil.example|Airflow&gt; &amp; &lt;b&gt;bold&lt;/b&gt; has no daily stats"
+    )
+    [mail] = mails
+    assert "&lt;https://evil.example|Airflow&gt; &amp; &lt;b&gt;" in mail.get_body().get_content()  # type: ignore[union-attr]
+    assert text_of(mail).strip() == text
+
+
 def test_a_run_that_timed_out_is_not_blamed_on_the_task_that_had_not_finished() -> None:
     ti = SimpleNamespace(task_id="delete_event_batch", map_index=3, log_url="http://airflow/log")
     dag = SimpleNamespace(dag_id="archive", dagrun_timeout=timedelta(hours=24))

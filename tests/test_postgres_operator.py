@@ -245,6 +245,14 @@ class TestLoop:
         numbers.wait_until("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = %s", one)
 
 
+def test_what_a_statement_says_cannot_steer_a_terminal(numbers: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    execute(r"SELECT E'one \x1b[2J\r\u202Etxt\u2028\u0085é🦆\nlast' AS log")
+    written = capsys.readouterr().out
+    assert r"one \x1b[2J\r\u202etxt\u2028\x85é🦆" in written
+    assert "last" in written
+    assert "\x1b[2J" not in written
+
+
 class TestErrors:
     def test_undefined_connection_is_one_sentence(self) -> None:
         left: dict[str, str] = {}

@@ -125,4 +125,6 @@ def _mail(subject: str, text: str) -> None:
 def _slack(subject: str, text: str) -> None:
     from airflow.providers.slack.hooks.slack_webhook import SlackWebhookHook
 
-    SlackWebhookHook(slack_webhook_conn_id=SLACK_CONNECTION_ID).send(text=f"*{subject}*\n{text}")
+    # Else a name such as <!channel> would call everybody: these three are what Slack wants escaped.
+    message = escape(f"*{subject}*\n{text}", quote=False)
+    SlackWebhookHook(slack_webhook_conn_id=SLACK_CONNECTION_ID).send(text=message)

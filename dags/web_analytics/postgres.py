@@ -154,12 +154,20 @@ def _read(cursor: Any) -> tuple[list[dict[str, Any]], str]:
     return [dict(zip(columns, row, strict=True)) for row in cursor] if columns else [], cursor.statusmessage
 
 
+def printable(text: str) -> str:
+    """Return a text of one line that a terminal and a mail show as it is: what steers them, or turns the direction of
+    writing, stands there as an escape. The names of websites and events are what visitors sent."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
 def sentence(error: Any) -> str:
     """Return one sentence about why a task failed, and what to do where that is known."""
     if isinstance(error, psycopg.Error):
         reason = error.diag.message_primary or " ".join(str(error).split())
         hint = next((f" {text}" for kind, text in HINTS.items() if isinstance(error, kind)), "")
-        return f"{reason} ({error.sqlstate or NO_CONNECTION}).{hint}"
+        return f"{printable(reason)} ({error.sqlstate or NO_CONNECTION}).{hint}"
     if isinstance(error, AirflowFailException):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())}; the task's log has more."
@@ -265,7 +273,7 @@ class PostgresOperator(SQLExecuteQueryOperator):
 
     @staticmethod
     def _lines(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-        lines = [line for row in rows for line in (row.get(column) or "").splitlines()]
+        lines = [printable(line) for row in rows for line in (row.get(column) or "").split("\n") if line]
         more = len(lines) - LOG_LINES - 1
         return lines if more <= 0 else [*lines[:LOG_LINES], f"... and {more:,} more line(s)", lines[-1]]
 

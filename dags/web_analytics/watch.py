@@ -16,7 +16,7 @@ from airflow.sdk.observability import stats
 
 from web_analytics.alerts import send
 from web_analytics.job import JOB
-from web_analytics.postgres import PostgresOperator, sentence
+from web_analytics.postgres import PostgresOperator, printable, sentence
 from web_analytics.runs import CLOSE_RUN, RunTasks
 from web_analytics.settings import settings
 
@@ -200,11 +200,10 @@ def alert_message(alerts: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     paragraphs = []
     for (state, condition), group in groupby(alerts, lambda alert: (alert["state"], alert["condition"])):
         same = list(group)
-        paragraphs += [lines[state].format(**alert) for alert in same[:NAMED]]
+        paragraphs += [printable(lines[state].format(**alert)) for alert in same[:NAMED]]
         if len(same) > NAMED:
             paragraphs.append(f"... and {len(same) - NAMED} more of {condition}: the page Analytics names them.")
     first = alerts[0]
     what = f"{first['condition']} {first['subject']}".strip() + f": {first['state']}"
     more = f" and {len(alerts) - 1} more" if len(alerts) > 1 else ""
-    # A website may have any name, and a subject only one line.
-    return " ".join(f"[Analytics] {what}{more}".split()), "\n\n".join(paragraphs)
+    return printable(f"[Analytics] {what}{more}"), "\n\n".join(paragraphs)
