@@ -25,7 +25,8 @@ NEEDED = {
         r"CTE verdict\n.*\n +->  HashAggregate",
     ],
     DELETE_EVENTS: [
-        r"Delete on analytics_event(.*\n){1,14}? +->  Index Scan using analytics_event_pkey on analytics_event"
+        # PostgreSQL 17 prefers the index by time, which has the id as well, as long as a table is as small as the test's.
+        r"Delete on analytics_event(.*\n){1,14}? +->  Index Scan using analytics_event_(pkey|timestamp_id_idx) on "
     ],
     CLOSE: ["Index Scan using analytics_session_open_idx on analytics_session idle"],
     RETURNED: ["Bitmap Index Scan on analytics_session_returned_idx"],
