@@ -41,7 +41,20 @@ def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tup
     server = embedded.start(tmp_path, "-c fsync=off")
     try:
         key, file = server.data / "server.key", server.data / "server.crt"
-        new = ["openssl", "req", "-new", "-x509", "-nodes", "-days", "2", "-keyout", str(key), "-out", str(file), *SUBJECT]
+        new = [
+            "openssl",
+            "req",
+            "-new",
+            "-x509",
+            "-nodes",
+            "-days",
+            "2",
+            "-keyout",
+            str(key),
+            "-out",
+            str(file),
+            *SUBJECT,
+        ]
         subprocess.run(new, check=True, capture_output=True)
         key.chmod(0o600)
         for path in (key, file):
