@@ -34,7 +34,8 @@ if {"scheduler", "dag-processor", "worker"} & set(sys.argv):
 
     manager: Any = ProvidersManagerTaskRuntime
     _ = manager().asset_factories
-    # A task makes every configured bundle, whichever its own is; the import of git also runs the program.
-    for bundle in conf.getjson("dag_processor", "dag_bundle_config_list"):
+    # A task imports the class of every bundle, whichever its own is; the import of git also runs the program.
+    bundles: Any = conf.getjson("dag_processor", "dag_bundle_config_list")
+    for bundle in bundles:
         with suppress(ImportError):  # where no task runs, the package may be missing
             importlib.import_module(bundle["classpath"].rpartition(".")[0])
