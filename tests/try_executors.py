@@ -34,7 +34,7 @@ from local_airflow import PROGRAMS, REPOSITORY, Airflow, terminate
 
 STATE = demo.STATE / "executors"
 SOURCE = STATE / "repository"  # the git repository that GitDagBundle follows
-TASKS = int(os.environ.get("TASKS", "100"))
+TASKS = int(os.environ.get("TASKS") or 100)
 BATCHES = 220
 WORKERS = ("worker-1", "worker-2")
 DAYS_KEPT, FEWER_DAYS_KEPT = 90, 83
@@ -47,6 +47,7 @@ FAULTS = {
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",  # by default a commit is seen after up to 300 seconds
     "ANALYTICS_BATCH_PAUSE_SECONDS": "0.5",  # so that there is always a batch at work to be killed
+    "ANALYTICS_ALERT_BEHIND_HOURS": "8760",  # at first no day is counted yet, which is no fault
     "ANALYTICS_ALERT_EMAIL": sinks.ADDRESS,
 }
 GAPS = "timestamp < %(today)s - interval '97 days'" + "".join(
@@ -184,6 +185,7 @@ def deployed(
             airflow.finish("db")
             demo.keep_metadata(server)
         if executor == "CeleryExecutor":
+            shutil.rmtree(STATE / "appendonlydir", ignore_errors=True)  # another deployment's
             # Comes back two seconds after it was killed, with what it had: the append-only file.
             redis = f"redis-server --bind 127.0.0.1 --port {port} --save '' --appendonly yes"
             airflow.run("redis", command=("sh", "-c", f"while :; do {redis}; sleep 2; done"))
