@@ -9,10 +9,10 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 SOURCES = config dags dev docs plugins tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench laws lint schema partition lock clean
+.PHONY: help demo test bench try-celery laws lint schema partition lock clean
 
 help:  ## List the commands
-	@sed -n 's/^\([a-z]*\):.*  ## /\1  /p' $(MAKEFILE_LIST) | awk '{c=$$1; $$1=""; printf "make %-8s%s\n", c, $$0}'
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1  /p' $(MAKEFILE_LIST) | awk '{c=$$1; $$1=""; printf "make %-11s%s\n", c, $$0}'
 
 $(READY): requirements.txt
 	@$(NEW_ENOUGH)
@@ -31,6 +31,9 @@ test: $(READY)  ## Run the tests (POSTGRES=/usr/lib/postgresql/15/bin: on that s
 
 bench: $(READY)  ## Measure the jobs beside what people use instead, some 8 minutes (SCALE=medium: 30; ONLY=name,name: some)
 	@PYTHONPATH=dags:dev:tests SCALE='$(SCALE)' ONLY='$(ONLY)' $(BIN)/python -m benchmarks
+
+try-celery: $(READY)  ## Run the jobs under Celery and git while workers and Redis are killed; needs redis-server (TASKS=0: do not time)
+	@PYTHONPATH=dags:dev TASKS='$(TASKS)' $(BIN)/python tests/try_executors.py
 
 laws: $(READY)  ## Break each law in one line of a copy, and show the test that fails
 	@$(BIN)/python tests/laws.py

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -39,8 +39,9 @@ LISTED = 20  # batches shown of one task
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def main() -> int:
-    """Run the demo; return the exit code."""
+def main(steps: Callable[[ExitStack, int], int]) -> int:
+    """Call `steps` with what stops all that it starts, also after Ctrl-C, and the descriptor of this folder's lock; return
+    the exit code."""
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]  # meant for the user's own databases
     # A script in the background would otherwise ignore Ctrl-C; a closed terminal ends the demo as well.
@@ -50,7 +51,7 @@ def main() -> int:
     try:
         with _lock() as lock, ExitStack() as stack:
             try:
-                return demo(stack, lock, os.environ.get("DATA", ""), keep=os.environ.get("KEEP", "1") != "0")
+                return steps(stack, lock)
             finally:
                 for number in STOPPING:
                     signal.signal(number, signal.SIG_IGN)  # nothing is left half stopped
@@ -64,8 +65,9 @@ def main() -> int:
         return 1
 
 
-def demo(stack: ExitStack, lock: int, folder: str, keep: bool) -> int:
+def demo(stack: ExitStack, lock: int) -> int:
     """The steps of the demo; what they start is stopped by `stack`. Returns the exit code."""
+    folder, keep = os.environ.get("DATA", ""), os.environ.get("KEEP", "1") != "0"
     print("\nWeb analytics jobs on Airflow, with a PostgreSQL of their own\n")
     line = output.Line("PostgreSQL")
     # What a power failure would take back is a demo's; a commit need not wait for the disk.
@@ -120,7 +122,7 @@ def create_metadata(airflow: Airflow, server: embedded.Server) -> bool:
     """
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         template = admin.execute("SELECT FROM pg_database WHERE datname = %s", [_template()]).fetchone() is not None
-        _create_database(admin, "airflow", _template() if template else "template1")
+        create_database(admin, "airflow", _template() if template else "template1")
     if not template:
         airflow.run("db", "migrate")
     return not template
@@ -129,14 +131,14 @@ def create_metadata(airflow: Airflow, server: embedded.Server) -> bool:
 def keep_metadata(server: embedded.Server) -> None:
     """Keep the migrated, empty metadata database as the template of the next."""
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
-        _create_database(admin, _template(), "airflow")
+        create_database(admin, _template(), "airflow")
 
 
 def prepare(server: embedded.Server, folder: Path | None) -> None:
     """A fresh analytics database: the application's tables, its traffic, then what the jobs need."""
     line = output.Line("Traffic")
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
-        _create_database(admin, "analytics")
+        create_database(admin, "analytics")
     with psycopg.connect(server.dsn("analytics")) as database:
         database.execute((HERE / "application.sql").read_bytes())
         rows = traffic.load(database, folder) if folder else traffic.sample(database, datetime.now(UTC))
@@ -244,7 +246,8 @@ def print_batches(airflow: Airflow, run_id: str) -> None:
             print(f"      and {mapped['total_entries'] - len(rows)} more")
 
 
-def _create_database(admin: psycopg.Connection, name: str, template: str = "template1") -> None:
+def create_database(admin: psycopg.Connection, name: str, template: str = "template1") -> None:
+    """Make a database anew, as a copy of another one."""
     names = {"name": sql.Identifier(name), "template": sql.Identifier(template)}
     admin.execute(sql.SQL("DROP DATABASE IF EXISTS {name} WITH (FORCE)").format(**names))
     admin.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template}").format(**names))
@@ -276,4 +279,4 @@ def _exit(number: int, _: object) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(demo))

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -96,14 +96,14 @@ class Airflow:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, name: str, *arguments: str) -> None:
-        """Start `airflow name arguments…`; what it writes goes to logs/name.log."""
+    def run(self, name: str, *arguments: str, command: Sequence[str | Path] = (), **environment: str) -> None:
+        """Start `airflow name arguments…`, or `command` as this name; what it writes goes to logs/name.log."""
         self.logs.mkdir(parents=True, exist_ok=True)
         with (self.logs / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                [PROGRAMS / "airflow", name, *arguments],
+                [*(command or (PROGRAMS / "airflow", name)), *arguments],
                 cwd=self.state,
-                env=self.environment,
+                env=self.environment | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -121,7 +121,7 @@ class Airflow:
         self.log_in()
 
     def launch(self, triggerer: bool) -> None:
-        """Start Airflow."""
+        """Start Airflow, beside what runs already."""
         self.run("api-server", "--host", "127.0.0.1", "--port", str(self.port))
         for name in ("scheduler", "dag-processor", *(["triggerer"] if triggerer else [])):
             self.run(name)
@@ -217,12 +217,12 @@ class Airflow:
             self.guard.wait()
 
 
-def terminate(sessions: Collection[int]) -> None:
+def terminate(sessions: Collection[int], ask: bool = True) -> None:
     """End all processes of these sessions: ask, and after 15 seconds make them.
 
     Whole sessions, because Airflow puts each task into a process group of its own.
     """
-    for number, patience in ((signal.SIGTERM, 15), (signal.SIGKILL, 5)):
+    for number, patience in ((signal.SIGTERM, 15), (signal.SIGKILL, 5))[not ask :]:
         for process in _members(sessions):
             with suppress(ProcessLookupError):
                 os.kill(process, number)

@@ -1,39 +1,23 @@
 """What the jobs cost in Airflow: a task, an idle run, and a year of runs in its metadata database."""
 
 import os
-import re
 import statistics
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import psycopg
 
 from airflow_year import add_year, sizes
+from at_work import DEFAULTS, AtWork
 from benchmarks.bench import Bench, seconds
 from conftest import LOGIN
-from local_airflow import PROGRAMS, Airflow
+from demo import AGGREGATE, ARCHIVE, CLEANUP, DAGS
+from local_airflow import Airflow
 
-AGGREGATE, CLEANUP, ARCHIVE = RUNS = (
-    "aggregate_daily_analytics",
-    "cleanup_analytics_sessions",
-    "archive_old_analytics",
-)
 TASKS = int(os.environ.get("TASKS", "120"))
 BATCH = 1000
 DAYS_KEPT, DAYS = 10, 20
-IDLE = 20  # seconds for which the scheduler is watched
-
-DEFAULTS = {
-    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "1",
-    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "5",
-    "PYTHONPATH": "",  # without the preload
-}
-"""What the README changes."""
 
 PAGES = {
     "home: DAGs": "/ui/dags?limit=50&dag_runs_limit=14",
@@ -74,7 +58,7 @@ def airflow(bench: Bench) -> None:
     bench.limit("tasks a second", rate, at_least=6)
 
 
-def year(bench: Bench, at_work: "AtWork", empty: Mapping[str, float]) -> None:
+def year(bench: Bench, at_work: AtWork, empty: Mapping[str, float]) -> None:
     """Add a year's runs, and take them away again as docs/operations.md says."""
     runs = add_year(at_work.metadata, datetime.now(UTC))
     grown = sizes(at_work.metadata)
@@ -101,7 +85,7 @@ def year(bench: Bench, at_work: "AtWork", empty: Mapping[str, float]) -> None:
     )
 
 
-def measure(at_work: "AtWork") -> dict[str, float]:
+def measure(at_work: AtWork) -> dict[str, float]:
     """Return milliseconds: of the scheduler's loop, idle, and of the UI's answers."""
     yesterday = (datetime.now(UTC) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     found = {"scheduler's loop": at_work.loop()}
@@ -109,66 +93,6 @@ def measure(at_work: "AtWork") -> dict[str, float]:
         answers = [seconds(at_work.airflow.call, "GET", path.format(yesterday=yesterday)) for _ in range(7)]
         found[name] = 1000 * statistics.median(answers)
     return found
-
-
-class AtWork:
-    """An Airflow that runs, and what can be asked of it."""
-
-    def __init__(self, bench: Bench, airflow: Airflow, metadata: psycopg.Connection[Any]) -> None:
-        self.bench, self.airflow, self.metadata = bench, airflow, metadata
-
-    def run(self, dag_id: str, **params: Any) -> None:
-        """Run a DAG and wait for its end, without asking the api-server, which is being measured."""
-        run_id = self.airflow.trigger(dag_id, **params)
-        state = "SELECT state FROM dag_run WHERE dag_id = %s AND run_id = %s"
-        while (found := self.metadata.execute(state, [dag_id, run_id]).fetchall()[0][0]) not in ("success", "failed"):
-            time.sleep(0.2)
-        assert found == "success", f"{run_id} of {dag_id}: see {self.airflow.logs}"
-
-    def batches(self) -> tuple[int, float]:
-        """How many batches the last run deleted, and in how many seconds."""
-        query = (
-            "SELECT count(*), extract(epoch FROM max(end_date) - min(start_date))::float FROM task_instance"
-            " WHERE task_id = 'delete_event_batch' AND state = 'success'"
-        )
-        [(tasks, took)] = self.metadata.execute(query).fetchall()
-        return tasks, took
-
-    def cpu(self, work: Callable[..., Any], *arguments: Any, **keywords: Any) -> float:
-        """The CPU seconds of Airflow and PostgreSQL while something is done."""
-        began = self._cpu()
-        work(*arguments, **keywords)
-        return self._cpu() - began
-
-    def _cpu(self) -> float:
-        server = psutil.Process(int((self.bench.server.data / "postmaster.pid").read_text().split()[0]))
-        sessions = {process.pid for process in self.airflow.processes.values()} | {server.pid}
-        total = 0.0
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):  # it has just ended: its parent has its times
-                if os.getsid(process.pid) in sessions or process.ppid() == server.pid:
-                    times = process.cpu_times()
-                    total += times.user + times.system + times.children_user + times.children_system
-        return total
-
-    def loop(self) -> float:
-        """Milliseconds that the scheduler's loop takes with nothing to do."""
-        log = self.airflow.logs / "scheduler.log"
-        read = log.stat().st_size
-        time.sleep(IDLE)
-        with log.open() as file:
-            file.seek(read)
-            return statistics.median(map(float, re.findall(r"Ran scheduling loop in ([\d.]+) ms", file.read())))
-
-    def clean(self, before: datetime) -> None:
-        """Remove old runs."""
-        options = ("--tables", "dag_run,log", "--skip-archive", "--batch-size", "10000", "--yes")
-        subprocess.run(
-            [PROGRAMS / "airflow", "db", "clean", "--clean-before-timestamp", before.isoformat(), *options],
-            env=self.airflow.environment,
-            capture_output=True,
-            check=True,
-        )
 
 
 @contextmanager
@@ -193,6 +117,6 @@ def running(bench: Bench, environment: Mapping[str, str]) -> Iterator[AtWork]:
         started.run("db", "migrate")
         started.finish("db")
         started.start(triggerer=False)
-        started.wait_for_dags(RUNS)
+        started.wait_for_dags(DAGS)
         with psycopg.connect(bench.server.dsn("airflow"), autocommit=True) as metadata:
-            yield AtWork(bench, started, metadata)
+            yield AtWork(bench.server, started, metadata)
