@@ -93,6 +93,15 @@ class TestConditions:
         aggregate_due(watch.database)
         assert watch.names(due + HOUR) == ["aggregation_behind site recovered"]
 
+    def test_the_first_aggregation_is_given_its_time(self, watch: Watch) -> None:
+        watch.database.event(NOW - 9 * DAY)
+        running = {"started_at": NOW - HOUR, "outcome": "running"}
+        watch.run("aggregate_daily_analytics", None, **running)
+        assert watch.names(NOW) == []
+        assert watch.names(NOW + 11 * HOUR) == ["aggregation_behind site opened"]
+        watch.run("aggregate_daily_analytics", NOW - DAY)
+        assert watch.names(NOW) == []  # it is told already, and it is not over because there is another run
+
     def test_the_threshold_of_the_lag_is_a_setting(self, watch: Watch) -> None:
         watch.database.event(NOW - 2 * DAY)
         assert watch.names(behind_hours=37) == []

@@ -26,5 +26,12 @@ CROSS JOIN
             AND event.deleted_at IS NULL
     ) AS first_event
 CROSS JOIN LATERAL analytics_day(website.website_id, first_event.timestamp) AS day
-WHERE day.ends_at < now() - make_interval(hours => %(behind_hours)s::int)
+WHERE
+    day.ends_at < now() - make_interval(hours => %(behind_hours)s::int)
+    -- The first run of all, which makes up for everything, is given the time after which a run is late.
+    AND NOT (
+        SELECT coalesce(bool_and(run.outcome = 'running' AND run.started_at > now() - interval '12 hours'), FALSE)
+        FROM analytics_job_run AS run
+        WHERE run.job = 'aggregate_daily_analytics'
+    )
 ORDER BY day.ends_at, website.website_id;
