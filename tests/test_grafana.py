@@ -68,7 +68,10 @@ def test_grafana_can_load_it() -> None:
         assert (panel["type"], target["format"]) in (("table", "table"), ("timeseries", "time_series"))
         assert 0 <= panel["gridPos"]["x"] <= 24 - panel["gridPos"]["w"]
     for one, other in combinations([panel["gridPos"] for panel in PANELS.values()], 2):
-        apart = [one[at] + one[size] <= other[at] or other[at] + other[size] <= one[at] for at, size in ("xw", "yh")]
+        apart = [
+            one[at] + one[size] <= other[at] or other[at] + other[size] <= one[at]
+            for at, size in (("x", "w"), ("y", "h"))
+        ]
         assert any(apart)
 
 
