@@ -5,12 +5,17 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import pytest
+from airflow.sdk.observability import stats
+from airflow.sdk.observability.metrics import stats_utils
 
 from conftest import ROOT, Database
-from sinks import METRICS, metrics_of
+from sinks import GAUGES, METRICS, metrics_of
+from web_analytics.watch import report_metrics
 
 AGGREGATE, CLEANUP, ARCHIVE = "aggregate_daily_analytics", "cleanup_analytics_sessions", "archive_old_analytics"
 RUN = """
@@ -23,21 +28,24 @@ for dag_id, conf in ast.literal_eval(sys.argv[1]):
 HOUR = timedelta(hours=1)
 
 
-def statsd_lines(runs: list[tuple[str, dict[str, object]]], **settings: str) -> list[str]:
-    """What arrives at a UDP socket when these DAGs run, one after the other, in an Airflow with these [metrics]."""
+@contextmanager
+def statsd(**settings: str) -> Iterator[tuple[dict[str, str], Callable[[], list[str]]]]:
+    """A UDP socket in StatsD's place: the environment that leads there, with these [metrics], and what has arrived."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
         receiver.setblocking(False)
-        settings |= {"STATSD_PORT": str(receiver.getsockname()[1]), "METRICS_ALLOW_LIST": "web_analytics"}
-        environment = os.environ | {f"AIRFLOW__METRICS__{name}": value for name, value in settings.items()}
-        environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / folder) for folder in ("dags", "dev", "tests"))
-        subprocess.run([sys.executable, "-c", RUN, repr(runs)], env=environment, check=True, stdout=subprocess.DEVNULL)
-        lines: list[str] = []
-        while True:
-            try:
-                lines.append(receiver.recv(65536).decode())
-            except BlockingIOError:
-                return lines
+
+        def received() -> list[str]:
+            lines: list[str] = []
+            while True:
+                try:
+                    lines.append(receiver.recv(65536).decode())
+                except BlockingIOError:
+                    return lines
+
+        settings |= {"STATSD_ON": "True", "STATSD_PORT": str(receiver.getsockname()[1])}
+        settings |= {"METRICS_ALLOW_LIST": "web_analytics"}
+        yield {f"AIRFLOW__METRICS__{name}": value for name, value in settings.items()}, received
 
 
 @pytest.mark.usefixtures("airflow_metadata")
@@ -55,9 +63,14 @@ def test_statsd_receives_what_each_run_did_with_its_job_as_a_tag(
         (CLEANUP, {"no_param": 1}),
         (CLEANUP, {}),
     ]
+    with statsd(STATSD_INFLUXDB_ENABLED="True") as (environment, lines):
+        environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / folder) for folder in ("dags", "dev", "tests"))
+        command = [sys.executable, "-c", RUN, repr(runs)]
+        subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.DEVNULL)
+        sent = lines()
     received: list[tuple[str, dict[str, str]]] = []
-    for line in statsd_lines(runs, STATSD_ON="True", STATSD_INFLUXDB_ENABLED="True"):
-        name, job, value = re.fullmatch(r"airflow\.(web_analytics\.\w+),job=(\w+):(.+)", line).groups()  # type: ignore[union-attr]
+    for line in sent:
+        [(name, job, value)] = re.findall(r"^airflow\.(web_analytics\.\w+),job=(\w+):(.+)$", line)
         if name == "web_analytics.run_duration":
             received.append((job, {}))
         assert received[-1][0] == job
@@ -84,9 +97,15 @@ def test_statsd_receives_what_each_run_did_with_its_job_as_a_tag(
     ]
 
 
-@pytest.mark.usefixtures("airflow_metadata")
-def test_plain_statsd_drops_the_tag(database: Database) -> None:
-    names = [line.split(":")[0] for line in statsd_lines([(CLEANUP, {})], STATSD_ON="True")]
+def test_plain_statsd_drops_the_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    with statsd() as (environment, lines):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=True)
+        report_metrics(CLEANUP, dict.fromkeys(GAUGES, 1) | {"duration_seconds": 1, "outcome": "success"})
+        monkeypatch.undo()
+        stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=True)
+        names = [line.split(":")[0] for line in lines()]
     assert names == [f"airflow.web_analytics.{name}" for name in METRICS if name != "run_failed"]
 
 
