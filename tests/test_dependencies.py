@@ -1,4 +1,4 @@
-"""The packages that are installed: each is pinned with hashes, has a licence that is allowed, and a reason if it is ours."""
+"""The packages that are installed: pinned with hashes, of an allowed licence, and our own choices with a reason."""
 
 import re
 from collections.abc import Iterator

@@ -30,13 +30,14 @@ def ask(connection: psycopg.Connection[Any], title: str, start: datetime, end: d
 
 @pytest.fixture
 def reader(database: Database, now: datetime) -> Iterator[psycopg.Connection[Any]]:
-    """A connection like Grafana's, which may only look and has no search_path of its own, where something has happened."""
+    """A connection like Grafana's, which may only look and has no search_path, to a database with something in it."""
     for days in (1, 1, 2):
         database.event(now - days * DAY)
     aggregate_due(database)
     for n, outcome in enumerate(("success", "failed", "running")):
         database.connection.execute(
-            "INSERT INTO analytics_job_run (job, run_id, started_at, finished_at, outcome, rows_deleted, database_bytes)"
+            "INSERT INTO analytics_job_run"
+            " (job, run_id, started_at, finished_at, outcome, rows_deleted, database_bytes)"
             " VALUES ('archive_old_analytics', %s, %s, %s, %s, 7, 8)",
             [
                 str(n),
@@ -47,7 +48,8 @@ def reader(database: Database, now: datetime) -> Iterator[psycopg.Connection[Any
         )
     database.connection.execute(
         "INSERT INTO analytics_alert (condition, subject, message, opened_at, claimed_at, recovered_at)"
-        " VALUES ('run_late', 'a', 'It is late.', now(), now(), NULL), ('run_late', 'b', 'It was.', now(), now(), now())"
+        " VALUES ('run_late', 'a', 'It is late.', now(), now(), NULL),"
+        " ('run_late', 'b', 'It was.', now(), now(), now())"
     )
     with database.connect(options="") as connection:
         connection.execute("SET ROLE analytics_readers")
