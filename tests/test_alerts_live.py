@@ -1,5 +1,5 @@
-"""What people receive from a real Airflow: failed, killed and stopped runs, the alerts that jobs watch for, and the events
-of the asset analytics_daily_stats."""
+"""What people receive from a real Airflow: failed, killed and stopped runs, the alerts that jobs watch for, the events
+of the asset analytics_daily_stats, and OpenTelemetry's metrics."""
 
 import json
 import os
@@ -16,13 +16,15 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 
 import embedded
 from aggregation_steps import aggregate_due
 from conftest import ROOT, Database
 from demo import connection
 from local_airflow import Airflow
-from sinks import ADDRESS, SECRET, mail_server, slack_server, text_of
+from sinks import ADDRESS, METRICS, SECRET, mail_server, metrics_of, otlp_server, slack_server, text_of
 from web_analytics import schema
 
 JOBS = ("aggregate_daily_analytics", "cleanup_analytics_sessions", "archive_old_analytics")
@@ -62,6 +64,7 @@ class Live:
     database: Database
     mails: list[EmailMessage]
     slack: list[dict[str, Any]]
+    metrics: list[ExportMetricsServiceRequest]
 
     def run(self, dag_id: str, conf: dict[str, Any] | None = None, logical_date: str | None = None) -> str:
         """Run a DAG to its end; return the run's state."""
@@ -134,6 +137,7 @@ def _live(state: Path, server: embedded.Server) -> Iterator[Live]:
     with (
         mail_server() as (mails, smtp),
         slack_server() as (slack, webhook),
+        otlp_server() as (metrics, collector),
         (state / "lock").open("w") as lock,
         Airflow(state, server, analytics, lock.fileno()) as airflow,
     ):
@@ -141,6 +145,11 @@ def _live(state: Path, server: embedded.Server) -> Iterator[Live]:
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             "AIRFLOW_CONN_SMTP_DEFAULT": smtp,
             "AIRFLOW_CONN_SLACK_DEFAULT": webhook,
+            "AIRFLOW__METRICS__OTEL_ON": "True",
+            "AIRFLOW__METRICS__METRICS_ALLOW_LIST": "web_analytics",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
+            "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "delta",
+            "OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=airflow",
             "ANALYTICS_ALERT_EMAIL": ADDRESS,
             "ANALYTICS_AGGREGATE_SCHEDULE": "0 0 29 2 *",
             "ANALYTICS_CLEANUP_SCHEDULE": "0 0 29 2 *",
@@ -154,7 +163,7 @@ def _live(state: Path, server: embedded.Server) -> Iterator[Live]:
         airflow.wait_for_dags(dags)
         for dag_id in dags:
             airflow.call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
-        yield Live(airflow, database, mails, slack)
+        yield Live(airflow, database, mails, slack, metrics)
         database.close_connections()
 
 
@@ -321,3 +330,37 @@ def test_a_dag_of_ones_own_runs_when_days_were_counted_and_again_when_one_is_cou
     assert live.run("aggregate_daily_analytics") == "success"
     live.wait(lambda: len(told()) > before)
     assert told()[before:] == [{first: ["shop"]}]
+
+
+def test_opentelemetry_receives_the_metrics_of_a_task_process_before_it_ends(live: Live, now: datetime) -> None:
+    """A process lives much shorter than the interval at which metrics are exported, and has counted one run."""
+    cleanup = "cleanup_analytics_sessions"
+    failed = "SELECT coalesce(avg((outcome = 'failed')::int), 0)::float8 FROM analytics_job_run WHERE job = %s"
+    error_rate = live.database.value(failed, cleanup)
+    live.metrics.clear()
+    live.database.session(now - timedelta(hours=3), now - timedelta(hours=2))
+    assert live.run(cleanup) == "success"
+    row = live.database.query("SELECT * FROM analytics_job_run WHERE job = %s ORDER BY started_at", cleanup)[-1]
+    assert row["rows_written"] == 1
+    expected = metrics_of(row, error_rate)
+
+    def received() -> dict[str, float]:
+        found = {}
+        for resource in [resource for request in live.metrics for resource in request.resource_metrics]:
+            assert "airflow" in [
+                item.value.string_value for item in resource.resource.attributes if item.key == "service.instance.id"
+            ]
+            for metric in [metric for scope in resource.scope_metrics for metric in scope.metrics]:
+                data = getattr(metric, str(metric.WhichOneof("data")))
+                [point] = data.data_points
+                assert [(tag.key, tag.value.string_value) for tag in point.attributes] == [("job", cleanup)]
+                # What sums up says that it is of this process only, so that the receiver adds it to the others'.
+                if metric.HasField("gauge"):
+                    found[metric.name] = getattr(point, point.WhichOneof("value"))
+                else:
+                    assert data.aggregation_temporality == AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
+                    found[metric.name] = point.as_int if metric.HasField("sum") else point.sum
+        return found
+
+    live.wait(lambda: len(received()) == len(METRICS) - 1, 30)
+    assert received() == pytest.approx({f"airflow.web_analytics.{name}": value for name, value in expected.items()})
