@@ -12,6 +12,7 @@ from conftest import ROOT, SQL, Database
 from dag_runs import Run, dags, run_dag
 from web_analytics.archive import ArchiveOperator
 from web_analytics.job import JOB
+from web_analytics.postgres import CLIENT_SETTINGS, RETRIES
 from web_analytics.settings import settings
 from web_analytics.watch import STATEMENTS
 
@@ -100,7 +101,8 @@ def test_house_rules(dag_id: str) -> None:
     files = set()
     for task in dag.tasks:
         assert task.retries == 4
-        assert task.retry_exponential_backoff == 2.0
+        # People hear of a database that is down within two minutes.
+        assert task.retries * (RETRIES["retry_delay"].total_seconds() + CLIENT_SETTINGS["connect_timeout"]) < 120
         # What closes the run does so whatever became of the job, and does not hide its failure.
         assert task.is_teardown == (task.task_id == "close_run")
         assert [callback.__name__ for callback in task.on_failure_callback] == ["leave_problem"]

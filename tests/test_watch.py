@@ -95,8 +95,7 @@ class TestConditions:
 
     def test_the_first_aggregation_is_given_its_time(self, watch: Watch) -> None:
         watch.database.event(NOW - 9 * DAY)
-        running = {"started_at": NOW - HOUR, "outcome": "running"}
-        watch.run("aggregate_daily_analytics", None, **running)
+        watch.run("aggregate_daily_analytics", None, outcome="running", started_at=NOW - HOUR)
         assert watch.names(NOW) == []
         assert watch.names(NOW + 11 * HOUR) == ["aggregation_behind site opened"]
         watch.run("aggregate_daily_analytics", NOW - DAY)
