@@ -178,7 +178,7 @@ class Services:
     hosts and folders of the containers are replaced."""
 
     def __init__(self, resolved: dict[str, Any], airflow: Airflow, server: embedded.Server, redis: int) -> None:
-        self.definitions, self.airflow = resolved, airflow
+        self.definitions, self.airflow, self.redis = resolved, airflow, redis
         self.places = {
             "@postgres/": f"@127.0.0.1:{server.port}/",
             "@sample-db/": f"@127.0.0.1:{server.port}/",
@@ -288,3 +288,16 @@ def test_the_services_run_the_jobs_on_the_sample_and_say_which_one_is_ill(
         scheduler.wait(60)
         assert "There was no heartbeat of SchedulerJob" in services.health("scheduler").stderr
         services.wait_until_healthy("api-server", "dag-processor", "triggerer")
+        if not shutil.which("redis-server"):
+            return
+        services.own["AIRFLOW__CORE__EXECUTOR"] = "CeleryExecutor"
+        *shell, command = map(services.here, resolved["redis"]["command"])
+        command += f" --bind 127.0.0.1 --port {services.redis} --dir {state}"
+        redis = subprocess.Popen([*shell, command], env=services.environment("redis"), stdout=subprocess.DEVNULL)
+        stack.callback(redis.wait)
+        stack.callback(redis.terminate)
+        assert services.health("worker").returncode
+        for service in ("worker", "scheduler"):
+            services.start(service)
+        services.wait_until_healthy("worker", "scheduler")
+        services.succeed("cleanup_analytics_sessions")
