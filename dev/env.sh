@@ -5,6 +5,7 @@ set -eu
 umask 077
 file="$(dirname "$0")/../.env"
 touch "$file"
+[ -z "$(tail -c 1 "$file")" ] || echo >> "$file"   # its last line may have no end
 
 secret() { od -An -v -N "$1" -tx1 /dev/urandom | tr -d ' \n'; }
 

@@ -166,7 +166,7 @@ def test_the_secrets_are_random_private_and_stay(folder: Path) -> None:
     assert before.keys() >= REQUIRED
     assert len(set(before.values())) == len(before)
     assert json.loads(before["AIRFLOW_CONN_ANALYTICS_READER"].strip("'"))["login"] == "airflow_reader"
-    file.write_text(file.read_text().replace(f"REDIS_PASSWORD={before.pop('REDIS_PASSWORD')}\n", ""))
+    file.write_text(file.read_text().replace(f"REDIS_PASSWORD={before.pop('REDIS_PASSWORD')}\n", "").rstrip("\n"))
     subprocess.run(["sh", folder / "dev" / "env.sh"], check=True, capture_output=True)
     after = dict(line.split("=", 1) for line in file.read_text().splitlines())
     assert len(after.pop("REDIS_PASSWORD")) == 48
