@@ -540,7 +540,7 @@ def test_missing_connection_and_stopped_database(page: Page, database: Database)
         assert "database does not answer: check that it runs" in answer.decode()
     for change, problem in (
         ({"extra": '{"no_such_option": 1}'}, 'has a mistake: invalid connection option "no_such_option".'),
-        ({"conn_type": "http"}, "is not of the type postgres: write it as JSON"),
+        ({"conn_type": "http"}, "is not of the type postgres, or its extra is no JSON object: write it as JSON"),
     ):
         page.connect(database, **change)
         status, answer = page.request("/analytics/part/status")

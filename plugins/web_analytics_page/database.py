@@ -48,7 +48,7 @@ NO_CONNECTION = (
     "PASSWORD '…' IN ROLE analytics_readers), define the connection with it, else like analytics_db, and reload this page."
 )
 NO_POSTGRES = (
-    f"Airflow's connection {CONNECTION_ID} is not of the type postgres: write it as JSON, as README.md shows, and restart "
+    f"Airflow's connection {CONNECTION_ID} is not of the type postgres, or its extra is no JSON object: write it as JSON, as README.md shows, and restart "
     "the api-server if it is an environment variable."
 )
 NO_ANSWER = (
@@ -107,8 +107,18 @@ class Reader:
             hook = PostgresHook(postgres_conn_id=CONNECTION_ID)
             if hook.connection.conn_type != "postgres":
                 raise Unreachable(NO_POSTGRES)
-            hook.connection.extra = json.dumps({"connect_timeout": 3} | hook.connection.extra_dejson)
+            extra: Any = hook.connection.extra_dejson
+            if not isinstance(extra, dict):
+                raise Unreachable(NO_POSTGRES)
+            hook.connection.extra = json.dumps({"connect_timeout": 3} | extra)
             connection: Any = hook.get_conn()
+            connection.autocommit = True
+            # After connecting, so that they win over the options of the connection.
+            connection.execute(
+                "SELECT set_config(name, value, false) FROM json_each_text(%s::json) AS setting (name, value)"
+                " WHERE current_setting(name, true) IS NOT NULL",
+                [json.dumps(SESSION_SETTINGS)],
+            )
         except AirflowNotFoundException:
             raise Unreachable(NO_CONNECTION) from None
         except psycopg.ProgrammingError as error:  # such as an unknown option
@@ -116,14 +126,7 @@ class Reader:
         except psycopg.Error as error:
             raise _unreachable(error) from error
         self.connection = connection
-        self.connection.autocommit = True
         self.connection.row_factory = dict_row
-        # After connecting, so that they win over the options of the connection.
-        self.connection.execute(
-            "SELECT set_config(name, value, false) FROM json_each_text(%s::json) AS setting (name, value)"
-            " WHERE current_setting(name, true) IS NOT NULL",
-            [json.dumps(SESSION_SETTINGS)],
-        )
         return self
 
     def __exit__(self, *_: object) -> None:
