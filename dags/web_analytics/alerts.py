@@ -32,11 +32,10 @@ def notify_failure(context: Any) -> None:
 
     :param context: what Airflow gives to ``on_failure_callback`` of a DAG.
     """
-    subject, text = describe(context)
     if _is_repeated(context):
-        log.info("No message, since the run before failed in the same way on the same day: %s", subject)
+        log.info("No message about %s: the run before failed in the same way on the same day", context["run_id"])
     else:
-        send(subject, text)
+        send(*describe(context))
 
 
 def _is_repeated(context: Any) -> bool:
