@@ -25,6 +25,7 @@ import embedded
 import output
 import traffic
 from local_airflow import READER, REPOSITORY, USER, Airflow
+from sample import create_login
 
 STATE = REPOSITORY / ".state"
 HERE = Path(__file__).parent
@@ -153,9 +154,7 @@ def prepare(server: embedded.Server, folder: Path | None) -> None:
         raise RuntimeError(installed.stderr.strip())
     with psycopg.connect(server.dsn("analytics")) as database:
         for login, role in (("airflow_jobs", "analytics_jobs"), (READER, "analytics_readers")):
-            if database.execute("SELECT FROM pg_roles WHERE rolname = %s", [login]).fetchone() is None:
-                names = (sql.Identifier(login), sql.Identifier(role))
-                database.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(*names))
+            create_login(database, login, role)
         if not folder:
             database.execute("SET search_path = analytics, public")
             database.execute(

@@ -9,6 +9,7 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -17,6 +18,13 @@ import traffic
 
 HERE = Path(__file__).resolve().parent
 ROLES = {"AIRFLOW_CONN_ANALYTICS_DB": "analytics_jobs", "AIRFLOW_CONN_ANALYTICS_READER": "analytics_readers"}
+
+
+def create_login(database: psycopg.Connection[Any], login: str, role: str) -> None:
+    """Create a role that may log in, and is a member of another one, unless it is there."""
+    if database.execute("SELECT FROM pg_roles WHERE rolname = %s", [login]).fetchone() is None:
+        names = (sql.Identifier(login), sql.Identifier(role))
+        database.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(*names))
 
 
 def main() -> int:
@@ -43,9 +51,8 @@ def main() -> int:
     schema.install(dsn, "analytics,public")
     with psycopg.connect(dsn) as database:
         for role, connection in logins.items():
+            create_login(database, connection["login"], role)
             login, password = sql.Identifier(connection["login"]), sql.Literal(connection["password"])
-            if database.execute("SELECT FROM pg_roles WHERE rolname = %s", [connection["login"]]).fetchone() is None:
-                database.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(login, sql.Identifier(role)))
             database.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(login, password))
     return 0
 
