@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -15,6 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from airflow.configuration import conf
 
 from conftest import ROOT
+from repository import Repository
 
 GIT_BUNDLE = "airflow.providers.git.bundles.git.GitDagBundle"
 FOLDER = "include/sql/archive_old_analytics"
@@ -38,27 +38,12 @@ print("\\n" + json.dumps(found))
 """
 
 
-class Repository:
-    """A git repository with the DAGs and their SQL, and Airflow's copies of it."""
+class Bundle(Repository):
+    """A git repository and Airflow's copies of it, in `storage`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.storage = folder / "repository", folder / "bundles"
-        for name in ("dags", "include"):
-            shutil.copytree(ROOT / name, self.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        self.git("init", "--quiet", "--initial-branch=main")
-        self.first = self.commit()
-
-    def git(self, *arguments: str) -> str:
-        """The output of git."""
-        author = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-        command = ["git", "-C", str(self.folder), *author, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    def commit(self) -> str:
-        """Commit all; return the commit."""
-        self.git("add", "--all")
-        self.git("-c", "commit.gpgsign=false", "commit", "--quiet", "--message", "Change")
-        return self.git("rev-parse", "HEAD")
+        super().__init__(folder / "repository")
+        self.storage = folder / "bundles"
 
     def load(self, version: str) -> dict[str, Any]:
         """What Airflow finds in a version."""
@@ -79,13 +64,10 @@ class Repository:
 
 
 def test_a_version_has_its_own_sql_after_a_file_was_renamed(tmp_path: Path) -> None:
-    repository = Repository(tmp_path)
+    repository = Bundle(tmp_path)
     old = (ROOT / FOLDER / "delete_event_batch.sql").read_text()
     new = "-- It has another name.\n" + old
-    code = repository.folder / "dags" / "web_analytics" / "retention.py"
-    code.write_text(code.read_text().replace("/delete_{table}_batch.sql", "/delete_listed_{table}s.sql"))
-    for table in ("event", "session"):
-        repository.git("mv", f"{FOLDER}/delete_{table}_batch.sql", f"{FOLDER}/delete_listed_{table}s.sql")
+    repository.rename_batches()
     (repository.folder / FOLDER / "delete_listed_events.sql").write_text(new)
     second = repository.commit()
     for commit, sql in ((second, new), (repository.first, old)):

@@ -18,6 +18,7 @@ import embedded
 from web_analytics.postgres import SessionPostgresHook, sentence
 
 SUBJECT = ["-subj", "/CN=database", "-addext", "subjectAltName=IP:127.0.0.1"]
+NEW = ["openssl", "req", "-new", "-x509", "-nodes", "-days", "2", *SUBJECT]
 
 
 def programs() -> str | None:
@@ -41,21 +42,7 @@ def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tup
     server = embedded.start(tmp_path, "-c fsync=off")
     try:
         key, file = server.data / "server.key", server.data / "server.crt"
-        new = [
-            "openssl",
-            "req",
-            "-new",
-            "-x509",
-            "-nodes",
-            "-days",
-            "2",
-            "-keyout",
-            str(key),
-            "-out",
-            str(file),
-            *SUBJECT,
-        ]
-        subprocess.run(new, check=True, capture_output=True)
+        subprocess.run([*NEW, "-keyout", key, "-out", file], check=True, capture_output=True)
         key.chmod(0o600)
         for path in (key, file):
             shutil.chown(path, server.data.owner())

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +29,8 @@ import output
 import sinks
 from at_work import DEFAULTS, AtWork
 from demo import AGGREGATE, ARCHIVE, CLEANUP, DAGS
-from local_airflow import PROGRAMS, REPOSITORY, Airflow, terminate
+from local_airflow import PROGRAMS, Airflow, terminate
+from repository import Repository
 
 STATE = demo.STATE / "executors"
 SOURCE = STATE / "repository"  # the git repository that GitDagBundle follows
@@ -123,15 +123,12 @@ def try_executors(stack: ExitStack, lock: int) -> int:
             cursor.execute(WITNESS.encode(), moments)
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         demo.create_database(admin, "seed", "analytics")
-    for folder in ("dags", "include"):
-        shutil.copytree(REPOSITORY / folder, SOURCE / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    git("init", "--quiet", "--initial-branch=main")
-    commit("The three DAGs")
+    repository = Repository(SOURCE)
 
     rows: list[tuple[str, ...]] = []
     mail = stack.enter_context(sinks.mail_server())
     with deployed(server, lock, "CeleryExecutor", GIT, FAULTS | {"AIRFLOW_CONN_SMTP_DEFAULT": mail[1]}) as at_work:
-        wrong = faults(at_work, server, moments)
+        wrong = faults(at_work, server, moments, repository)
     if len(mail[0]) > 1:
         wrong.append(f"{len(mail[0])} mails: {', '.join(received['Subject'] for received in mail[0])}")
     rows.append(("CeleryExecutor", GIT, "README", f"{BATCHES} batches, faults", "wrong" if wrong else "right", "", ""))
@@ -204,7 +201,9 @@ def deployed(
             yield AtWork(server, airflow, metadata)
 
 
-def faults(at_work: AtWork, server: embedded.Server, moments: Mapping[str, datetime]) -> list[str]:
+def faults(
+    at_work: AtWork, server: embedded.Server, moments: Mapping[str, datetime], repository: Repository
+) -> list[str]:
     """Run the three DAGs while a worker and Redis are killed and a commit comes; then the retention once more. Return
     what was wrong."""
     line = output.Line("")
@@ -234,7 +233,6 @@ def faults(at_work: AtWork, server: embedded.Server, moments: Mapping[str, datet
         batches = "SELECT pid FROM task_instance WHERE task_id = 'delete_event_batch' AND state = 'running' AND pid IS NOT NULL"
         return any(psutil.pid_exists(pid) and os.getsid(pid) == worker for (pid,) in metadata.execute(batches.encode()))
 
-    first = git("rev-parse", "HEAD")
     runs = {dag_id: airflow.trigger(dag_id) for dag_id in (AGGREGATE, CLEANUP)}
     run = runs[ARCHIVE] = airflow.trigger(ARCHIVE, confirm=True, batch_size=size)
     wait_for_batches(20)
@@ -248,7 +246,8 @@ def faults(at_work: AtWork, server: embedded.Server, moments: Mapping[str, datet
         redis.kill()
     line.note("Redis was killed, and comes back")
     wait_for_batches(80)
-    second = rename_file()
+    repository.rename_batches()
+    second = repository.commit()
     wait("the commit is known", lambda: value("SELECT count(*) FROM dag_version WHERE bundle_version = %s", second))
     left = BATCHES - value(done, run)
     line.note(f"A commit renamed the SQL file of the batches, with {left} to go")
@@ -259,7 +258,7 @@ def faults(at_work: AtWork, server: embedded.Server, moments: Mapping[str, datet
     runs["again"] = airflow.trigger(ARCHIVE, confirm=True, retention_days=FEWER_DAYS_KEPT)
     at_work.finish(ARCHIVE, runs["again"])
     wrong += differences(server, moments, FEWER_DAYS_KEPT, size * retried)
-    for run_id, version in ((run, first), (runs["again"], second)):
+    for run_id, version in ((run, repository.first), (runs["again"], second)):
         if (found := versions(run_id)) != {version}:
             wrong.append(f"{run_id} was to run on the commit {version}, and ran on {found}")
     if left <= 0 or not retried:
@@ -305,31 +304,6 @@ def batch_size(server: embedded.Server, batches: int) -> int:
     with psycopg.connect(server.dsn("analytics")) as database:
         query = "SELECT count(*) FROM analytics_event WHERE timestamp < now() - interval '90 days'"
         return int(database.execute(query.encode()).fetchall()[0][0]) // batches
-
-
-def rename_file() -> str:
-    """Rename the SQL file of the batches, consistently; return the commit."""
-    code = SOURCE / "dags" / "web_analytics" / "retention.py"
-    code.write_text(code.read_text().replace("/delete_{table}_batch.sql", "/delete_listed_{table}s.sql"))
-    for table in ("event", "session"):
-        folder = "include/sql/archive_old_analytics"
-        git("mv", f"{folder}/delete_{table}_batch.sql", f"{folder}/delete_listed_{table}s.sql")
-    return commit("Another name")
-
-
-def commit(message: str) -> str:
-    """Commit all; return the commit."""
-    git("add", "--all")
-    git("-c", "commit.gpgsign=false", "commit", "--quiet", "--message", message)
-    return git("rev-parse", "HEAD")
-
-
-def git(*arguments: str) -> str:
-    """The output of git in the repository."""
-    author = ("-c", "user.name=Try", "-c", "user.email=try@example.org")
-    return subprocess.run(
-        ["git", "-C", SOURCE, *author, *arguments], capture_output=True, text=True, check=True
-    ).stdout.strip()
 
 
 if __name__ == "__main__":
