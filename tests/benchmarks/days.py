@@ -19,8 +19,8 @@ CATCH_UP = 50
 def aggregate(bench: Bench) -> None:
     """aggregate_day.sql of a day written for the first time, beside what people do instead, whose rows are compared with
     ours after each round: the day copied out into DuckDB (on all cores) and written back; a statement per metric, as
-    under pg_cron; a cron job that goes through at most 100,000 rows per website in memory. These count pageviews, custom
-    events, visitors, sessions, pages and referrers only, ours all columns. Beside them the limit, count(*) of the same rows
+    under pg_cron; a cron job that goes through at most 100,000 rows per website in memory. They count all that our rows do,
+    without proof: no hash of what was counted, no sketch of its visitors. Beside them the limit, count(*) of the same rows
     through the heap. Days of a tenth and of half of all events with 50 websites; then days of a tenth
     with one website and with 10,000."""
     large, huge = bench.events // 10, bench.events // 2
