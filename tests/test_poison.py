@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aggregation_steps import aggregate_due
+from aggregation_steps import aggregate_days, aggregate_due, find
 from alert_steps import find_alerts
 from conftest import Database
 from dag_runs import run_dag
@@ -102,6 +102,28 @@ def test_a_time_zone_from_any_day_on(database: Database, zone: str) -> None:
             database.event(timestamp, website_id)
     run_all_jobs(database)
     assert_ordinary(database, *ZONES)
+
+
+def test_no_name_begins_a_line_of_a_log(database: Database) -> None:
+    name = "a\n[Forged] ✅ line"
+    ordinary(database, name)
+    database.event("infinity", name)
+    database.connection.execute("INSERT INTO analytics_website_policy VALUES (%s, NULL, TRUE)", [f"{name} held"])
+    with retention(database) as steps:
+        connection = steps.connection
+        logs = [aggregate_days(connection, *find(database, connection))[0]["log"]]
+        logs += cleanup(database, connection) + archive(steps)
+    log = "\n".join(logs)
+    for said in (
+        r"Aggregated 3 events for website a\n[Forged]",
+        r"Expired of a\n[Forged] ✅ line: 6 event(s)",
+        r"legal hold on the raw data of a\n[Forged] ✅ line held",
+        r"Website a\n[Forged] ✅ line: 1 event(s) have a time",
+        r"Closed session a\n[Forged] ✅ line idle",
+        r"Closed session a\n[Forged] ✅ line returned",
+    ):
+        assert said in log
+    assert "\n[Forged]" not in log
 
 
 def test_events_that_nothing_counts_hide_no_alert(database: Database) -> None:

@@ -17,7 +17,7 @@ from airflow.sdk import Context, ObjectStoragePath
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from psycopg import sql
 
-from web_analytics.postgres import PostgresOperator
+from web_analytics.postgres import PostgresOperator, printable
 from web_analytics.settings import settings
 
 log = logging.getLogger(__name__)
@@ -380,7 +380,7 @@ class Archive:
         files = self.write_step(numbers)
         self.verify(files)
         self.problems += [
-            f"{file.website_id} {file.date} ({file.uri}: {file.problem})" for file in files if file.problem
+            printable(f"{file.website_id} {file.date} ({file.uri}: {file.problem})") for file in files if file.problem
         ]
         files = [file for file in files if not file.problem]
         with self.writer.transaction():

@@ -13,8 +13,9 @@ DAYS_KEPT = 10
 
 def partitions(bench: Bench) -> None:
     """Getting rid of all listed events of a day: in batches of 1,000 on one connection, with the VACUUM of the
-    table after it, beside the three statements that drop their partition. Neither has the listing, both look at each
-    event before it goes; 3 rounds, of two partitions each, one for each way."""
+    table after it, beside the three statements that drop their partition. Neither has the listing; each batch looks for its
+    events, and the partition is read twice, to count it and to compare it with the list; 3 rounds, of two partitions
+    each, one for each way."""
     database, events = bench.database("partitions"), bench.events // 20
     bounds = [str(day(DAYS_KEPT + 2 * ROUNDS - n)) for n in range(2 * ROUNDS + 1)]
     tables = Database(database.server.dsn(database.name))

@@ -236,7 +236,7 @@ SELECT
             format(
                 '[Analytics Job] ✅ Aggregated %%s events for website %%s%%s',
                 coalesce(counted.events, counted.row_events),
-                counted.website_id,
+                analytics_one_line(counted.website_id),
                 CASE
                     WHEN counted.is_sealed
                         THEN ', but left its row as it is: it is sealed, its raw events are being deleted'

@@ -3,5 +3,5 @@
 -- Result: one row: result (json: rows, that were deleted; left: 0), log.
 SELECT
     json_build_object('rows', dropped.events, 'left', 0) AS result,
-    '[Analytics Archive] ' || dropped.log AS log
+    '[Analytics Archive] ' || analytics_one_line(dropped.log) AS log
 FROM analytics_drop_detached(%(partition)s::bigint::oid::regclass, %(retention_days)s::int) AS dropped;

@@ -68,7 +68,7 @@ expired_website AS MATERIALIZED (
         coalesce(expired_session.sessions, 0) AS sessions,
         format(
             '%%s: %%s event(s)%%s and %%s session(s)',
-            coalesce(event.website_id, expired_session.website_id),
+            analytics_one_line(coalesce(event.website_id, expired_session.website_id)),
             to_char(coalesce(event.events, 0), 'FM999,999,999,999,990'),
             CASE
                 WHEN event.events > 0
@@ -115,8 +115,7 @@ expired_total AS (
 
 brake AS MATERIALIZED (
     SELECT
-        -- In one line, whatever the names of websites are.
-        translate(format(
+        analytics_one_line(format(
             'This run would delete %%s row(s), which is unusual: %%s%%s. Nothing was deleted; if it is right, trigger '
             || 'archive_old_analytics with the Param confirm. It would delete %%s%%s.',
             to_char(expired_total.rows, 'FM999,999,999,999,990'),
@@ -124,7 +123,7 @@ brake AS MATERIALIZED (
             CASE WHEN count(*) > 5 THEN format('; and %%s more reason(s)', count(*) - 5) END,
             coalesce(expired_total.text, 'nothing now'),
             CASE WHEN expired_total.websites > 5 THEN format('; and of %%s more', expired_total.websites - 5) END
-        ), E'\n\r', '  ') AS sentence
+        )) AS sentence
     FROM expired_total
     CROSS JOIN
         LATERAL analytics_unusual(%(retention_days)s::int, expired_total.rows, %(run_id)s)
@@ -155,7 +154,8 @@ held AS (
         ) AS cutoff,
         CASE WHEN count(*) > 0 THEN format('; %%s website(s) have a policy of their own', count(*)) END AS websites,
         '; legal hold on the raw data of '
-        || string_agg(stored.website_id, ', ' ORDER BY stored.website_id) FILTER (WHERE stored.legal_hold) AS holds
+        || string_agg(analytics_one_line(stored.website_id), ', ' ORDER BY stored.website_id)
+        FILTER (WHERE stored.legal_hold) AS holds
     FROM analytics_website_policy AS stored
 ),
 
@@ -164,7 +164,7 @@ anomaly AS (
         string_agg(
             format(
                 '[Analytics Archive] Website %%s: %%s event(s) have a time that no calendar has; they are left',
-                website.website_id, website.events
+                analytics_one_line(website.website_id), website.events
             ),
             E'\n' ORDER BY website.website_id
         ) AS websites

@@ -10,7 +10,7 @@ SELECT
     string_agg(
         '[Analytics Archive] ' || CASE
             WHEN found.reason IS NOT NULL
-                THEN format('Partition %%s goes in batches: %%s', found.partition, found.reason)
+                THEN format('Partition %%s goes in batches: %%s', found.partition, analytics_one_line(found.reason))
             WHEN found.events IS NULL
                 THEN format('Partition %%s was begun with by an earlier run, and not dropped', found.partition)
             WHEN %(dry_run)s::boolean

@@ -84,6 +84,7 @@ raw AS MATERIALIZED (
         day.*,
         event.id,
         event.timestamp,
+        event.partition,
         event.is_pageview,
         event.is_ignored,
         event.is_live,
@@ -103,6 +104,7 @@ raw AS MATERIALIZED (
         SELECT
             live.id,
             live.timestamp,
+            live.tableoid AS partition,
             live.event_type = 'pageview' AS is_pageview,
             (
                 live.event_type = 'custom_event'
@@ -138,6 +140,7 @@ raw AS MATERIALIZED (
         SELECT
             deleted.id,
             deleted.timestamp,
+            deleted.tableoid AS partition,
             FALSE AS is_pageview,
             FALSE AS is_ignored,
             FALSE AS is_live,
@@ -224,12 +227,15 @@ late_in_ledger AS (
     WHERE run.job = %(job)s AND run.run_id = %(run_id)s AND late.events > 0
 ),
 
+-- No batch is of two partitions, so that each can be dropped with its batches.
 numbered AS MATERIALIZED (
     SELECT
         id,
         timestamp,
+        partition,
         is_live,
-        (row_number() OVER (ORDER BY timestamp ASC, id COLLATE "C" ASC) - 1) / %(batch_size)s::int AS batch
+        (row_number() OVER (PARTITION BY partition ORDER BY timestamp ASC, id COLLATE "C" ASC) - 1)
+        / %(batch_size)s::int AS batch
     FROM raw
     WHERE
         is_new
@@ -249,7 +255,7 @@ numbered AS MATERIALIZED (
 ),
 
 written AS (
-    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids, archived)
+    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids, archived, listed_hash)
     SELECT
         'event' AS kind,
         count(*) AS rows,
@@ -257,11 +263,12 @@ written AS (
         max(numbered.timestamp) AS last_at,
         coalesce(array_agg(numbered.id) FILTER (WHERE numbered.is_live), '{}') AS ids,
         coalesce(array_agg(numbered.id) FILTER (WHERE NOT numbered.is_live), '{}') AS deleted_ids,
-        CASE WHEN %(has_archive)s::boolean THEN '{}'::bigint[] END AS archived
+        CASE WHEN %(has_archive)s::boolean THEN '{}'::bigint[] END AS archived,
+        bit_xor(analytics_listed_hash(numbered.id, numbered.timestamp, numbered.is_live)) AS listed_hash
     FROM numbered
     WHERE NOT %(dry_run)s::boolean
-    GROUP BY numbered.batch
-    ORDER BY numbered.batch
+    GROUP BY numbered.partition, numbered.batch
+    ORDER BY min(numbered.timestamp)
     RETURNING rows
 ),
 
@@ -283,7 +290,7 @@ remark AS (
         decided.is_left,
         format(
             '%%s %%s (%%s)',
-            decided.website_id,
+            analytics_one_line(decided.website_id),
             to_char(decided.date, 'YYYY-MM-DD'),
             CASE decided.outcome
                 WHEN 'late'

@@ -50,7 +50,8 @@ SELECT
         CASE WHEN count(*) > 0 THEN format('[Analytics Cleanup] Found %%s stale session(s) to close', count(*)) END,
         string_agg(
             format(
-                '[Analytics Cleanup] ✅ Closed session %%s (duration: %%ss)', closed.session_id, closed.duration_seconds
+                '[Analytics Cleanup] ✅ Closed session %%s (duration: %%ss)',
+                analytics_one_line(closed.session_id), closed.duration_seconds
             ),
             E'\n'
         ),

@@ -34,7 +34,8 @@ SELECT
         E'\n',
         string_agg(
             format(
-                '[Analytics Cleanup] ✅ Closed session %%s (duration: %%ss)', ended.session_id, ended.duration_seconds
+                '[Analytics Cleanup] ✅ Closed session %%s (duration: %%ss)',
+                analytics_one_line(ended.session_id), ended.duration_seconds
             ),
             E'\n'
         ),

@@ -16,7 +16,7 @@ SELECT
     string_agg(
         format(
             '[Analytics Watch] The run %%s of %%s ended as %%s', corrected.run_id, corrected.job, corrected.outcome
-        ) || coalesce(': ' || corrected.problem, ''),
+        ) || coalesce(': ' || analytics_one_line(corrected.problem), ''),
         E'\n' ORDER BY corrected.job, corrected.run_id
     ) AS log
 FROM corrected;

@@ -110,7 +110,7 @@ SELECT
     ) AS result,
     coalesce(
         string_agg(
-            format('[Analytics Watch] %%s: %%s', due.state, due.message),
+            format('[Analytics Watch] %%s: %%s', due.state, analytics_one_line(due.message)),
             E'\n' ORDER BY due.state, due.condition, due.place
         ),
         '[Analytics Watch] No alert is due'

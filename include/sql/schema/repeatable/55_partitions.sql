@@ -20,22 +20,51 @@ LANGUAGE sql STABLE ROWS 20 AS $$
     WHERE child.inhparent = 'analytics_event'::regclass AND relation.relispartition
 $$;
 
+-- The hash of an event on the list: which one it is, when it was, and whether it was live.
+CREATE OR REPLACE FUNCTION analytics_listed_hash(id text, instant timestamptz, is_live boolean) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT hashtextextended(id, timestamp_hash_extended(instant AT TIME ZONE 'UTC', is_live::integer))
+$$;
+
 -- How many events a partition has, and why it must not be dropped as a whole (NULL: it may), but for the general
--- cutoff, which is not asked here. An event may go if it is on the list, as one that was live or as one that was and
--- still is soft-deleted, is still in the time of its batch and as the archive has it, and no policy and no hold keeps
--- it. Without is_exact, the list is only asked whether it has as many.
--- Nested loops would look into the list of all batches for each event.
+-- cutoff, which is not asked here. It may if no policy and no hold keeps an event of it, and if its events are just
+-- those of its batches: as many, and of the same hash, which is that of the archive, where there is one. To look for
+-- each of them in the list would take several times as long. Without is_exact, only their number is compared.
 CREATE OR REPLACE FUNCTION analytics_why_kept(
     partition regclass, starts_at timestamptz, ends_at timestamptz, retention_days integer, is_exact boolean,
     OUT events bigint, OUT reason text
 )
-LANGUAGE plpgsql SET enable_nestloop = off SET enable_mergejoin = off SET enable_sort = off AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     kept text;
-    listed bigint;
-    ambiguous bigint;
+    listed record;
+    events_hash bigint;
 BEGIN
-    EXECUTE format('SELECT count(*) FROM %s', partition) INTO events;
+    SELECT
+        coalesce(sum(batch.rows), 0) AS events,
+        coalesce(bool_or(batch.archived IS NOT NULL), FALSE) AS has_archive,
+        coalesce(bool_or(batch.first_at < starts_at OR batch.last_at >= ends_at), FALSE) AS reaches_over,
+        CASE
+            WHEN is_exact
+                THEN bit_xor(
+                    CASE
+                        WHEN batch.archived IS NULL THEN batch.listed_hash
+                        ELSE (SELECT bit_xor(event.hash) FROM unnest(batch.archived) AS event (hash))
+                    END
+                )
+        END AS hash
+    INTO listed
+    FROM analytics_purge_batch AS batch
+    WHERE batch.kind = 'event' AND batch.last_at >= starts_at AND batch.first_at < ends_at;
+    EXECUTE format(
+        'SELECT count(*), %s FROM %s AS event',
+        CASE
+            WHEN NOT is_exact THEN 'NULL::bigint'
+            WHEN listed.has_archive THEN 'bit_xor(analytics_row_hash((event.*)::text))'
+            ELSE 'bit_xor(analytics_listed_hash(event.id, event.timestamp, event.deleted_at IS NULL))'
+        END,
+        partition
+    ) INTO events, events_hash;
     EXECUTE format(
         $query$
             SELECT min(website.website_id)
@@ -63,86 +92,15 @@ BEGIN
         $query$,
         partition
     ) INTO kept USING retention_days;
-    IF kept IS NOT NULL THEN
-        reason := format('a legal hold or the retention of website %s keeps events of it', kept);
-        RETURN;
-    END IF;
-    IF is_exact THEN
-        -- Of several events of one id, fewer may have been counted. In another partition, where a batch reaches into it.
-        SET LOCAL enable_nestloop = on;
-        EXECUTE format(
-            $query$
-                SELECT min(event.id)
-                FROM analytics_purge_batch AS batch
-                CROSS JOIN LATERAL unnest(batch.ids || batch.deleted_ids) AS name (id)
-                INNER JOIN %s AS event
-                    ON event.id = name.id AND event.timestamp BETWEEN batch.first_at AND batch.last_at
-                WHERE
-                    batch.kind = 'event'
-                    AND (batch.first_at < $1 AND batch.last_at >= $1 OR batch.first_at < $2 AND batch.last_at >= $2)
-                    AND EXISTS (
-                        SELECT FROM analytics_event AS other
-                        WHERE
-                            other.id = name.id
-                            AND other.timestamp BETWEEN batch.first_at AND batch.last_at
-                            AND NOT (other.timestamp >= $1 AND other.timestamp < $2)
-                    )
-            $query$,
-            partition
-        ) INTO kept USING starts_at, ends_at;
-        SET LOCAL enable_nestloop = off;
-        IF kept IS NOT NULL THEN
-            reason := format('several events have the id of one, %s', kept);
-            RETURN;
-        END IF;
-        EXECUTE format(
-            $query$
-                WITH listed AS MATERIALIZED (
-                    SELECT
-                        name.id, name.hash, name.place <= batch.live AS was_live, batch.has_archive, batch.first_at,
-                        batch.last_at
-                    FROM (
-                        -- Asking the arrays for each of their elements would unpack them each time.
-                        SELECT
-                            stored.*, cardinality(stored.ids) AS live, stored.archived IS NOT NULL AS has_archive
-                        FROM analytics_purge_batch AS stored
-                        WHERE stored.kind = 'event' AND stored.last_at >= $1 AND stored.first_at < $2
-                        OFFSET 0
-                    ) AS batch
-                    CROSS JOIN LATERAL unnest(batch.ids || batch.deleted_ids, batch.archived)
-                        WITH ORDINALITY AS name (id, hash, place)
-                )
-
-                SELECT sum(found.events), count(*) FILTER (WHERE found.events > 1)
-                FROM (
-                    SELECT count(*) AS events
-                    FROM %s AS event
-                    WHERE EXISTS (
-                        SELECT FROM listed
-                        WHERE
-                            listed.id = event.id
-                            AND event.timestamp BETWEEN listed.first_at AND listed.last_at
-                            AND (listed.was_live OR event.deleted_at IS NOT NULL)
-                            AND (NOT listed.has_archive OR listed.hash = analytics_row_hash((event.*)::text))
-                    )
-                    GROUP BY event.id
-                ) AS found
-            $query$,
-            partition
-        ) INTO listed, ambiguous USING starts_at, ends_at;
-        IF ambiguous > 0 THEN
-            reason := format('several events have the id of one, %s times', ambiguous);
-            RETURN;
-        END IF;
-        listed := coalesce(listed, 0);
-    ELSE
-        SELECT coalesce(sum(batch.rows), 0) INTO listed
-        FROM analytics_purge_batch AS batch
-        WHERE batch.kind = 'event' AND batch.last_at >= starts_at AND batch.first_at < ends_at;
-    END IF;
-    IF listed < events THEN
-        reason := format('%s of its %s event(s) are not on the list, or not in the archive', events - listed, events);
-    END IF;
+    reason := CASE
+        WHEN kept IS NOT NULL
+            THEN format('a legal hold or the retention of website %s keeps events of it', kept)
+        WHEN listed.events < events
+            THEN format('%s of its %s event(s) are not on the list', events - listed.events, events)
+        WHEN listed.reaches_over THEN 'a batch of the list reaches over its bounds'
+        WHEN listed.events > events OR listed.hash IS DISTINCT FROM events_hash
+            THEN 'its events are not just those on the list, or not as the archive has them'
+    END;
 END
 $$;
 
@@ -196,7 +154,7 @@ LANGUAGE sql AS $$
         expired.starts_at,
         kept.events,
         coalesce(
-            way.reason, CASE WHEN NOT (dry_run AND kept.reason LIKE '% are not on the list,%') THEN kept.reason END
+            way.reason, CASE WHEN NOT (dry_run AND kept.reason LIKE '% are not on the list') THEN kept.reason END
         )
     FROM analytics_event_partitions() AS expired
     CROSS JOIN LATERAL analytics_detach_obstacle(expired.partition) AS way (reason)
@@ -324,33 +282,6 @@ BEGIN
             DELETE FROM analytics_purge_batch AS batch
             WHERE
                 batch.kind = 'event' AND batch.first_at >= remembered.starts_at AND batch.last_at < remembered.ends_at;
-            -- What other batches have of other partitions stays on the list.
-            EXECUTE format(
-                $query$
-                    WITH batch AS (
-                        DELETE FROM analytics_purge_batch AS stored
-                        WHERE stored.kind = 'event' AND stored.last_at >= $1 AND stored.first_at < $2
-                        RETURNING stored.*, cardinality(stored.ids) AS live
-                    )
-
-                    INSERT INTO analytics_purge_batch (kind, rows, first_at, last_at, ids, deleted_ids, archived)
-                    SELECT
-                        'event', count(*), min(batch.first_at), max(batch.last_at),
-                        coalesce(array_agg(name.id ORDER BY name.place) FILTER (WHERE name.was_live), '{}'),
-                        coalesce(array_agg(name.id ORDER BY name.place) FILTER (WHERE NOT name.was_live), '{}'),
-                        CASE WHEN bool_or(batch.archived IS NOT NULL) THEN array_agg(name.hash ORDER BY name.place) END
-                    FROM batch
-                    CROSS JOIN LATERAL (
-                        SELECT listed.*, listed.place <= batch.live AS was_live
-                        FROM unnest(batch.ids || batch.deleted_ids, batch.archived)
-                            WITH ORDINALITY AS listed (id, hash, place)
-                        WHERE NOT EXISTS (SELECT FROM %s AS event WHERE event.id = listed.id)
-                    ) AS name
-                    GROUP BY batch.number
-                    ORDER BY batch.number
-                $query$,
-                partition
-            ) USING remembered.starts_at, remembered.ends_at;
             EXECUTE format('DROP TABLE %s', partition);
             events := kept.events;
             RETURN;
