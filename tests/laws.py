@@ -20,6 +20,7 @@ CLOSE = "include/sql/cleanup_analytics_sessions/close_idle_sessions.sql"
 COUNT = "include/sql/schema/repeatable/20_count_days.sql"
 DAYS = "include/sql/schema/repeatable/10_days.sql"
 RETENTION = "include/sql/schema/repeatable/30_retention.sql"
+PARTITIONS = "include/sql/schema/repeatable/55_partitions.sql"
 POSTGRES = "dags/web_analytics/postgres.py"
 
 
@@ -49,6 +50,13 @@ BREAKS = [
         COUNT,
         "hashtextextended(coalesce(visitor_id, ''),",
         "hashtextextended('',",
+    ),
+    Break(
+        "Purge: the listed events of a partition, not as many",
+        "test_partitions.py::test_as_many_others_in_place_of_what_is_listed_keep_their_partition",
+        PARTITIONS,
+        "listed.events > events OR listed.hash IS DISTINCT FROM events_hash",
+        "listed.events > events",
     ),
     Break(
         "Purge: what comes later is counted",

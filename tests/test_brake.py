@@ -162,7 +162,7 @@ def test_many_reasons_and_hostile_names_stay_one_short_sentence(database: Databa
         policy(database, "retention_days = 1", f"site\n{number}")
         database.event(CUTOFF - HOUR, f"site\n{number}")
     found = str(problem(run, run_id="second"))
-    assert "raw data of site 0 is kept for 1 days" in found
+    assert r"raw data of site\n0 is kept for 1 days" in found
     assert "; and 4 more reason(s). Nothing" in found
     assert found.endswith("; and of 6 more.")
     assert "\n" not in found

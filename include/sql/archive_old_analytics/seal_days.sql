@@ -84,7 +84,6 @@ raw AS MATERIALIZED (
         day.*,
         event.id,
         event.timestamp,
-        event.partition,
         event.is_pageview,
         event.is_ignored,
         event.is_live,
@@ -104,7 +103,6 @@ raw AS MATERIALIZED (
         SELECT
             live.id,
             live.timestamp,
-            live.tableoid AS partition,
             live.event_type = 'pageview' AS is_pageview,
             (
                 live.event_type = 'custom_event'
@@ -140,7 +138,6 @@ raw AS MATERIALIZED (
         SELECT
             deleted.id,
             deleted.timestamp,
-            deleted.tableoid AS partition,
             FALSE AS is_pageview,
             FALSE AS is_ignored,
             FALSE AS is_live,
@@ -227,16 +224,23 @@ late_in_ledger AS (
     WHERE run.job = %(job)s AND run.run_id = %(run_id)s AND late.events > 0
 ),
 
--- No batch is of two partitions, so that each can be dropped with its batches.
 numbered AS MATERIALIZED (
     SELECT
         id,
         timestamp,
-        partition,
         is_live,
+        partition,
         (row_number() OVER (PARTITION BY partition ORDER BY timestamp ASC, id COLLATE "C" ASC) - 1)
         / %(batch_size)s::int AS batch
-    FROM raw
+    FROM (
+        -- No batch is of two partitions, so that each can be dropped with its batches. NULL where there are none.
+        SELECT
+            raw.*,
+            width_bucket(raw.timestamp, (
+                SELECT array_agg(bound.starts_at ORDER BY bound.starts_at) FROM analytics_event_partitions() AS bound
+            )) AS partition
+        FROM raw
+    ) AS event
     WHERE
         is_new
         AND (
@@ -268,7 +272,7 @@ written AS (
     FROM numbered
     WHERE NOT %(dry_run)s::boolean
     GROUP BY numbered.partition, numbered.batch
-    ORDER BY min(numbered.timestamp)
+    ORDER BY numbered.partition, numbered.batch
     RETURNING rows
 ),
 
