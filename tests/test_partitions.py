@@ -210,6 +210,33 @@ def test_as_many_others_in_place_of_what_is_listed_keep_their_partition(database
     assert ids(database) == {"1", "2", "3", "soft", "late", "kept"}
 
 
+ARCHIVE = """
+UPDATE analytics_purge_batch AS batch
+SET archived = (
+    SELECT array_agg(analytics_row_hash((event.*)::text) ORDER BY name.place)
+    FROM unnest(batch.ids || batch.deleted_ids) WITH ORDINALITY AS name (id, place)
+    INNER JOIN analytics_event AS event ON name.id = event.id
+)
+"""
+NOT_AS_ARCHIVED = {
+    "one that no file has": "UPDATE analytics_purge_batch SET archived[2] = NULL",
+    "nothing that any file has": "UPDATE analytics_purge_batch SET archived = '{}'",
+    "one that was edited since": "UPDATE event_1 SET pathname = '/other' WHERE id = '0'",
+}
+
+
+@pytest.mark.parametrize("change", NOT_AS_ARCHIVED)
+def test_with_an_archive_all_columns_are_as_the_archive_has_them(
+    database: Database, run: Retention, task: dict[str, Any], change: str
+) -> None:
+    database.connection.execute(ARCHIVE)
+    database.connection.execute(NOT_AS_ARCHIVED[change].encode())
+    assert (detach(run, task), drop(run, task)) == (True, 0)
+    assert run.log.endswith("its events are not just those on the list, or not as the archive has them")
+    database.connection.execute(ARCHIVE)
+    assert (detach(run, task), drop(run, task)) == (True, 5)
+
+
 def test_no_batch_is_of_two_partitions(database: Database, run: Retention, task: dict[str, Any]) -> None:
     """One that was listed so before there was this rule keeps both."""
     database.event(OLD - HOUR, id="before")
