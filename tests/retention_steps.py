@@ -41,6 +41,7 @@ def connect(database: Database, isolation: str = "read committed") -> Connection
         "search_path": "clock,analytics,public,pg_catalog",
         "default_transaction_isolation": isolation.replace(" ", r"\ "),
         "statement_timeout": "20s",
+        "jit": "off",  # as of the jobs' sessions
     }
     return database.connect(LOGIN, options=" ".join(f"-c {name}={value}" for name, value in settings.items()))
 
