@@ -42,6 +42,11 @@ def task(run: Retention) -> dict[str, Any]:
     return task
 
 
+def labels(run: Retention) -> list[str]:
+    """The partitions that can be dropped."""
+    return [task["label"] for task in find(run)]
+
+
 def remembered(database: Database) -> int:
     count: int = database.value("SELECT COUNT(*) FROM analytics_detached_partition")
     return count
@@ -72,7 +77,7 @@ def test_a_dry_run_says_what_it_would_drop(database: Database, run: Retention) -
 
 def way_is_closed(run: Retention, reason: str) -> None:
     run.seal()
-    assert "event_1" not in [task["label"] for task in find(run)]
+    assert "event_1" not in labels(run)
     assert f"[Analytics Archive] Partition event_1 goes in batches: {reason}" in run.log.splitlines()
 
 
@@ -98,7 +103,7 @@ def test_triggers_of_the_application_see_each_deleted_row(database: Database, ru
 def test_what_is_not_listed_keeps_its_partition(database: Database, run: Retention) -> None:
     run.seal()
     database.event(OLD + HOUR / 2, id="late")
-    assert [task["label"] for task in find(run)] == ["event_0"]
+    assert labels(run) == ["event_0"]
     assert run.log.splitlines()[-1].endswith(
         "Partition event_1 goes in batches: 1 of its 6 event(s) are not on the list"
     )
@@ -200,11 +205,11 @@ def test_one_with_an_event_of_an_id_on_the_list_goes_in_batches(
     assert database.value(f"SELECT count(*) FROM {label} WHERE timestamp = %s AND id = '0'", time) == 1
 
 
-def test_as_many_others_in_place_of_what_is_listed_keep_their_partition(database: Database, run: Retention) -> None:
-    run.seal()
+def test_as_many_others_in_place_of_what_is_listed_keep_their_partition(
+    database: Database, run: Retention, task: dict[str, Any]
+) -> None:
     database.connection.execute("DELETE FROM event_1 WHERE id = '0'")
     database.event(OLD + HOUR / 2, id="late")
-    task = next(task for task in find(run) if task["label"] == "event_1")
     assert (detach(run, task), drop(run, task)) == (True, 0)
     assert run.log.endswith("its events are not just those on the list, or not as the archive has them")
     assert ids(database) == {"1", "2", "3", "soft", "late", "kept"}
@@ -237,12 +242,12 @@ def test_with_an_archive_all_columns_are_as_the_archive_has_them(
     assert (detach(run, task), drop(run, task)) == (True, 5)
 
 
-def test_no_batch_is_of_two_partitions(database: Database, run: Retention, task: dict[str, Any]) -> None:
+def test_no_batch_is_of_two_partitions(database: Database, run: Retention) -> None:
     """One that was listed so before there was this rule keeps both."""
     database.event(OLD - HOUR, id="before")
     aggregate(database, "2024-02-28")
     run.seal()
-    assert {*find_labels(run)} == {"event_0", "event_1"}
+    assert labels(run) == ["event_0", "event_1"]
     database.connection.execute(
         """
         WITH batch AS (DELETE FROM analytics_purge_batch RETURNING *)
@@ -252,11 +257,6 @@ def test_no_batch_is_of_two_partitions(database: Database, run: Retention, task:
         FROM batch
         """
     )
-    assert find_labels(run) == []
+    assert labels(run) == []
     assert "Partition event_1 goes in batches: a batch of the list reaches over its bounds" in run.log
     assert run.delete(run.plan()) == [6]
-
-
-def find_labels(run: Retention) -> list[str]:
-    """The partitions that can be dropped."""
-    return [task["label"] for task in find(run)]

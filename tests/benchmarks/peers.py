@@ -115,7 +115,7 @@ def divided(visitors: Iterable[Mapping[str, int]]) -> list[dict[str, Any]]:
     return first + [others] * bool(rest)
 
 
-# In the SQL of both PostgreSQL and DuckDB, whose texts are ordered by bytes.
+# In the SQL of both PostgreSQL and DuckDB.
 SHARES = """
 SELECT
     website_id, CASE WHEN place <= 10 THEN item ELSE '(other)' END AS item, min(place) AS place,
@@ -139,10 +139,9 @@ GROUP BY 1, 2
 """
 
 
-def shares(column: str, events: str, collation: str = "") -> str:
+def shares(column: str, events: str) -> str:
     """A query for a dimension: the ten most frequent items and the others, each visitor with one of them."""
-    query = SHARES.format(column=column, events=events, kind=counted(column))
-    return query if collation else query.replace(' COLLATE "C"', "")
+    return SHARES.format(column=column, events=events, kind=counted(column))
 
 
 TOP = f"""
@@ -201,10 +200,7 @@ STATEMENTS = [
     COUNT.format("unique_sessions", "count(DISTINCT session_id)"),
     SESSIONS,
     *(TOP.format(name, column) for name, column in TOPS.items()),
-    *(
-        SHARE.format(name, shares(column, f"analytics_event WHERE {OF_THE_DAY}", "C"))
-        for name, column in DIMENSIONS.items()
-    ),
+    *(SHARE.format(name, shares(column, f"analytics_event WHERE {OF_THE_DAY}")) for name, column in DIMENSIONS.items()),
 ]
 
 

@@ -44,15 +44,13 @@ BEGIN
         coalesce(sum(batch.rows), 0) AS events,
         coalesce(bool_or(batch.archived IS NOT NULL), FALSE) AS has_archive,
         coalesce(bool_or(batch.first_at < starts_at OR batch.last_at >= ends_at), FALSE) AS reaches_over,
-        CASE
-            WHEN is_exact
-                THEN bit_xor(
-                    CASE
-                        WHEN batch.archived IS NULL THEN batch.listed_hash
-                        ELSE (SELECT bit_xor(event.hash) FROM unnest(batch.archived) AS event (hash))
-                    END
-                )
-        END AS hash
+        bit_xor(
+            CASE
+                WHEN NOT is_exact THEN NULL
+                WHEN batch.archived IS NULL THEN batch.listed_hash
+                ELSE (SELECT bit_xor(event.hash) FROM unnest(batch.archived) AS event (hash))
+            END
+        ) AS hash
     INTO listed
     FROM analytics_purge_batch AS batch
     WHERE batch.kind = 'event' AND batch.last_at >= starts_at AND batch.first_at < ends_at;
